@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import attrs
 import msgspec
 
-from wire.errors import FormatError, SignatureError, UpgradeNeededError, WireError
+from wire.errors import FormatError, UpgradeNeededError, WireError
 from wire.ids import RandomId
 from wire.signing import PUBLIC_KEY_BYTES, Context, SigningKey, sign_blob, unverified_payload, verify_blob
 
@@ -69,7 +69,7 @@ class Statement(Generic[BodyT]):
     body: BodyT
 
 
-def make_statement(  # noqa: PLR0913 - each argument is one field of the signed envelope
+def make_statement(
     key: SigningKey, kind: Kind, audience: Audience, *, now_s: float, nonce: bytes, body: msgspec.Struct
 ) -> bytes:
     """Return a signed statement; `nonce` is 16 fresh random bytes, `now_s` unix seconds."""
