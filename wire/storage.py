@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
@@ -163,8 +164,7 @@ def verify_receipt_key(cert: bytes, *, service_root: bytes) -> ReceiptKey:
 
     Raises `SignatureError`, `FormatError` or `UpgradeNeededError`.
     """
-    delegation = _decode("receipt key", verify_blob(cert, Context.RECEIPT_KEY, service_root), ReceiptKey)
-    return delegation
+    return _decode("receipt key", verify_blob(cert, Context.RECEIPT_KEY, service_root), ReceiptKey)
 
 
 def verify_receipt(blob: bytes, *, cert: bytes, service_root: bytes) -> Receipt:
@@ -226,7 +226,7 @@ def split_commit(data: bytes) -> tuple[bytes, bytes]:
         raise FormatError(f"commit: expected a root of 1 to {ROOT_BYTES_MAX} bytes, got length {root_bytes}")
     refs = data[4 + root_bytes :]
     ids = split_ids(refs, ids_max=COMMIT_BYTES_MAX // ID_BYTES)
-    if any(left >= right for left, right in zip(ids, ids[1:], strict=False)):
+    if any(left >= right for left, right in itertools.pairwise(ids)):
         raise FormatError("commit: expected sorted, distinct references")
     return data[4 : 4 + root_bytes], refs
 
