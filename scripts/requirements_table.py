@@ -46,7 +46,9 @@ def page() -> str:
     """Return the whole page."""
     wanted = requirements(CATALOGUE.read_text(encoding="utf-8"))
     cited = citations(ROOT / "tests")
-    for requirement in wanted:  # AZK-01 names the whole table AZK-01a … AZK-01i, unless AZK-01 is one of its own
+    for (
+        requirement
+    ) in wanted:  # AZK-01 names the whole table AZK-01a … AZK-01i, unless AZK-01 is one of its own
         family = requirement.rstrip("abcdefghi")
         if family not in wanted and family in cited:
             cited.setdefault(requirement, cited[family])

@@ -14,7 +14,15 @@ PROGRAMS = {
     "nas-agent": "nas_agent.cli, nas_agent.agent",
     "deliver": "deliver.cli, deliver.app",
 }
-NEVER_ON_THE_GATEWAY = {"boto3", "botocore", "asyncssh", "sqlalchemy", "starlette", "hypercorn", "cryptography"}
+NEVER_ON_THE_GATEWAY = {
+    "boto3",
+    "botocore",
+    "asyncssh",
+    "sqlalchemy",
+    "starlette",
+    "hypercorn",
+    "cryptography",
+}
 
 _LIST_THIRD_PARTY = """
 import sys

@@ -15,7 +15,10 @@ SELF = Path(__file__).relative_to(ROOT).as_posix()
 
 def tracked(*patterns: str) -> list[Path]:
     listing = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, check=True
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     ).stdout
     return [ROOT / name for name in listing.decode().split("\0") if name and (ROOT / name).is_file()]
 
@@ -49,7 +52,10 @@ def test_every_locked_package_is_pinned_and_hashed() -> None:
     for lock in tracked("requirements/*.txt"):
         entries = re.split(r"(?m)^(?=[a-z0-9])", text_of(lock))
         for entry in filter(None, (e.strip() for e in entries)):
-            assert re.match(r"[a-z0-9.-]+==\S+ \\\n\s+--hash=sha256:[0-9a-f]{64}", entry), (lock.name, entry[:80])
+            assert re.match(r"[a-z0-9.-]+==\S+ \\\n\s+--hash=sha256:[0-9a-f]{64}", entry), (
+                lock.name,
+                entry[:80],
+            )
 
 
 def test_no_tracked_file_names_a_path_of_a_machine_or_a_private_key() -> None:
