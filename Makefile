@@ -38,7 +38,7 @@ lint: setup ## format, lint, types, architecture
 
 bench: ## time against restic, borg and nginx; prints the tables of docs/benchmarks.md
 	@scripts/setup.sh $(LISTS) scripts/debian-packages-bench.txt
-	@$(PY) tests/bench/run.py
+	@$(PY) tests/bench/run.py $(if $(WRITE),--write)
 
 requirements: setup ## docs/requirements.md from the catalogue and the IDs that tests cite
 	@$(PY) scripts/requirements_table.py

@@ -7,7 +7,7 @@ Usage: run.py [--write] [NAME …]
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import os
 import platform
 import subprocess
@@ -25,8 +25,9 @@ figures belong to the machine named below; ratios carry over better. Nothing her
 
 def machine() -> str:
     """Describe the machine in one line: processor, cores, memory, kernel, Python."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next(
-        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        (line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")),
         platform.machine(),
     )
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -53,7 +54,7 @@ def main() -> int:
         if done.returncode:
             broken.append(name)
     if args.write and not broken:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        today = dt.datetime.now(dt.UTC).date().isoformat()
         PAGE.write_text(f"{HEAD}\n**{today}**, {machine()}\n\n" + "\n".join(sections), encoding="utf-8")
     if broken:
         print(f"broken: {', '.join(broken)}", file=sys.stderr)
