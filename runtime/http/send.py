@@ -50,7 +50,7 @@ class Outgoing:
             head = self._head(response, now_s, close, len(body))
             await self._send_bytes(b"" if bare else body, watch, head)
         elif isinstance(body, FileBody):
-            with _open_range(body) as fd:
+            with open_range(body) as fd:
                 head = self._head(response, now_s, close, body.length_bytes)
                 await (self._send_bytes(b"", watch, head) if bare else self._send_file(body, fd, watch, head))
         else:
@@ -112,7 +112,7 @@ class Outgoing:
         offset, left = body.offset, body.length_bytes
         plain = isinstance(self.stream, trio.SocketStream)
         first = min(left, FILE_STEP_BYTES) if not plain or left <= FILE_STEP_BYTES // 4 else 0
-        data = _read_exactly(fd, first, offset)
+        data = read_exactly(fd, first, offset)
         await self._write(head + data, watch)
         offset, left = offset + first, left - first
         self.sent_body_bytes += first
@@ -121,7 +121,7 @@ class Outgoing:
             if plain:
                 step = await self._sendfile(fd, offset, step, watch)
             else:
-                await self._write(_read_exactly(fd, step, offset), watch)
+                await self._write(read_exactly(fd, step, offset), watch)
             offset, left = offset + step, left - step
             self.sent_body_bytes += step
         self.conn.send_with_data_passthrough(
@@ -163,7 +163,8 @@ class _Counted:
 
 
 @contextlib.contextmanager
-def _open_range(body: FileBody) -> Iterator[int]:
+def open_range(body: FileBody) -> Iterator[int]:
+    """Open the region's file for reading; raises OSError when it is not that long, or a symbolic link."""
     fd = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size
@@ -186,7 +187,8 @@ async def _closing(body: AsyncIterator[bytes]) -> AsyncIterator[None]:
                 await aclose()
 
 
-def _read_exactly(fd: int, length: int, offset: int) -> bytes:
+def read_exactly(fd: int, length: int, offset: int) -> bytes:
+    """Read `length` bytes at `offset`; raises OSError when the file ends before."""
     parts = []
     while length:
         part = os.pread(fd, length, offset)

@@ -115,7 +115,13 @@ async def serve_http(
         stopping: set it for a graceful stop.
         task_status: started once connections are being accepted.
     """
-    server = _Server(handler, limits or HttpLimits(), log, clock or SystemClock(), trio.Event() if stopping is None else stopping)
+    server = _Server(
+        handler,
+        limits or HttpLimits(),
+        log,
+        clock or SystemClock(),
+        trio.Event() if stopping is None else stopping,
+    )
     try:
         await server.run(listeners, task_status)
     finally:
