@@ -17,6 +17,7 @@ from typing import Final
 from wire.vault.entry import Entry, Kind
 
 _AFTER_MODE: Final = (b"system.posix_acl_", b"security.capability")
+_OF_THE_MACHINE: Final = ("security.selinux", "security.ima", "security.evm", "security.SMACK")
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
@@ -48,6 +49,7 @@ class AttributeSetter:
         if not self._set_owner(entry, fd, path, lost) and mode & _SET_ID and not is_link:
             mode &= ~_SET_ID
             lost.append("setuid and setgid dropped, for the owner is another")
+        _drop_inherited(path, entry, lost)
         late = tuple(pair for pair in entry.xattrs if pair[0].startswith(_AFTER_MODE))
         _set_xattrs(path, tuple(pair for pair in entry.xattrs if pair not in late), lost)
         if not is_link:
@@ -87,6 +89,16 @@ def _set_xattrs(path: bytes, xattrs: tuple[tuple[bytes, bytes], ...], lost: list
     for key, value in xattrs:
         with _listed(f"attribute {key.decode('utf-8', 'backslashreplace')}", lost):
             os.setxattr(path, key, value)
+
+
+def _drop_inherited(path: bytes, entry: Entry, lost: list[str]) -> None:
+    """Take away what the object did not have: a default ACL of the target's directory is inherited at creation."""
+    kept = {os.fsdecode(key) for key, _ in entry.xattrs}
+    with contextlib.suppress(OSError):  # a file system without attributes has none to drop
+        for name in os.listxattr(path):
+            if name not in kept and not name.startswith(_OF_THE_MACHINE):
+                with _listed(f"inherited attribute {name}", lost):
+                    os.removexattr(path, name)
 
 
 @contextlib.contextmanager

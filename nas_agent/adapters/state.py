@@ -20,8 +20,9 @@ from typing import Annotated, Final
 
 import msgspec
 
+from nas_agent.core.vault_keys import DeviceKeys
 from nas_agent.keys.contract import ContractSecret, KdfCost, unwrap_secret, wrap_secret
-from nas_agent.keys.device import DeviceKeys, decode_device, encode_device
+from nas_agent.keys.device import decode_device, encode_device
 from runtime.errors import LocalError
 from runtime.files import load_secret, make_dirs, write_atomic
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Final
 
-import attrs
 import msgspec
 
+from nas_agent.core.vault_keys import DeviceKeys, EpochKeys, OwnerKeys
 from nas_agent.keys.contract import ContractPublic, ContractSecret, group_hex
 from nas_agent.keys.errors import KeyFileError
 from wire.errors import WireError
@@ -23,34 +23,6 @@ _EPOCH_BYTES: Final = 16
 
 _Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-
-@attrs.frozen
-class DeviceKeys:
-    """The keys of this device; secrets are never in `repr`.
-
-    Attributes:
-        contract: the contract the certificate is for.
-        contract_public: pinned box and signing key of the contract.
-        signing_key: the device key.
-        certificate: signed blob (`device-cert/1`).
-        epoch: 32 hex; names the pair of epoch keys.
-        id_key: 32 bytes, keys the chunk IDs.
-        chunk_seed: 1 to 2^63 - 1, moves the cut points.
-    """
-
-    contract: str
-    contract_public: ContractPublic
-    signing_key: SigningKey
-    certificate: bytes
-    epoch: str
-    id_key: bytes = attrs.field(repr=False)
-    chunk_seed: int = attrs.field(repr=False)
-
-    @property
-    def fingerprint(self) -> str:
-        """The device key as a human compares it: 32 hex digits in groups."""
-        return group_hex(self.signing_key.public[:16])
 
 
 class _DeviceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,13 +42,36 @@ def make_device(contract: ContractSecret, *, contract_id: str, name: str, now_s:
     key = SigningKey(secrets.token_bytes(SEED_BYTES))
     return DeviceKeys(
         contract=contract_id,
-        contract_public=contract.public,
-        signing_key=key,
-        certificate=_certify(contract, key, contract_id, name, now_s),
-        epoch=secrets.token_hex(_EPOCH_BYTES),
-        id_key=secrets.token_bytes(ID_KEY_BYTES),
-        chunk_seed=secrets.randbelow(CHUNK_SEED_MAX) + 1,
+        device=key,
+        device_cert=_certify(contract, key, contract_id, name, now_s),
+        box_public=contract.public.box_key,
+        contract_sign_public=contract.public.sign_key,
+        epoch=EpochKeys(
+            epoch=secrets.token_hex(_EPOCH_BYTES),
+            id_key=secrets.token_bytes(ID_KEY_BYTES),
+            chunk_seed=secrets.randbelow(CHUNK_SEED_MAX) + 1,
+        ),
     )
+
+
+def owner_keys(contract: ContractSecret, contract_id: str) -> OwnerKeys:
+    """Return what reading needs; lives as long as one restore."""
+    return OwnerKeys(
+        contract=contract_id,
+        box_public=contract.public.box_key,
+        box_secret=contract.box_secret,
+        contract_sign_public=contract.public.sign_key,
+    )
+
+
+def contract_public(keys: DeviceKeys) -> ContractPublic:
+    """Return the contract's public half as this device pinned it."""
+    return ContractPublic(keys.box_public, keys.contract_sign_public)
+
+
+def device_fingerprint(keys: DeviceKeys) -> str:
+    """Return the device key as a human compares it: 32 hex digits in groups."""
+    return group_hex(keys.device.public[:16])
 
 
 def encode_device(keys: DeviceKeys) -> bytes:
@@ -84,13 +79,13 @@ def encode_device(keys: DeviceKeys) -> bytes:
     file = _DeviceFile(
         v=_VERSION,
         contract=keys.contract,
-        contract_box_key=keys.contract_public.box_key.hex(),
-        contract_sign_key=keys.contract_public.sign_key.hex(),
-        device_seed=keys.signing_key.seed.hex(),
-        certificate=keys.certificate,
-        epoch=keys.epoch,
-        id_key=keys.id_key.hex(),
-        chunk_seed=keys.chunk_seed,
+        contract_box_key=keys.box_public.hex(),
+        contract_sign_key=keys.contract_sign_public.hex(),
+        device_seed=keys.device.seed.hex(),
+        certificate=keys.device_cert,
+        epoch=keys.epoch.epoch,
+        id_key=keys.epoch.id_key.hex(),
+        chunk_seed=keys.epoch.chunk_seed,
     )
     return msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n"
 
@@ -108,9 +103,9 @@ def decode_device(data: bytes) -> DeviceKeys:
             f"the device key file has version {file.v}, expected {_VERSION}: upgrade nas-agent"
         )
     key = SigningKey(bytes.fromhex(file.device_seed))
-    public = ContractPublic(bytes.fromhex(file.contract_box_key), bytes.fromhex(file.contract_sign_key))
+    sign_public = bytes.fromhex(file.contract_sign_key)
     try:
-        certificate = open_device_cert(file.certificate, contract_sign_key=public.sign_key)
+        certificate = open_device_cert(file.certificate, contract_sign_key=sign_public)
     except WireError as error:
         raise KeyFileError(f"the device certificate does not hold ({error})") from error
     if (certificate.device_key, certificate.contract) != (key.public.hex(), file.contract):
@@ -119,12 +114,11 @@ def decode_device(data: bytes) -> DeviceKeys:
         )
     return DeviceKeys(
         contract=file.contract,
-        contract_public=public,
-        signing_key=key,
-        certificate=file.certificate,
-        epoch=file.epoch,
-        id_key=bytes.fromhex(file.id_key),
-        chunk_seed=file.chunk_seed,
+        device=key,
+        device_cert=file.certificate,
+        box_public=bytes.fromhex(file.contract_box_key),
+        contract_sign_public=sign_public,
+        epoch=EpochKeys(file.epoch, bytes.fromhex(file.id_key), file.chunk_seed),
     )
 
 
