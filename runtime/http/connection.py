@@ -158,7 +158,8 @@ class HttpConnection:
             if not sent:
                 return False
             if close or not await self._drain(body):
-                await self._linger()
+                if self._buffer or not body.done:
+                    await self._linger()
                 return False
             self._conn.start_next_cycle()
         except PeerGoneError:

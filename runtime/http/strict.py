@@ -132,9 +132,7 @@ def _parse_target(target: str, host: str, *, secure: bool) -> tuple[str, dict[st
         if absolute is None:
             raise refuse("expected a target that starts with a slash")
         if absolute[1] != ("https" if secure else "http") or absolute[2].lower() != host.lower():
-            raise refuse(
-                "expected an absolute target that agrees with Host and the connection", 421, "misdirected"
-            )
+            raise refuse("expected an absolute target that agrees with Host and the connection")
         target = absolute[3]
     path, mark, query = target.partition("?")
     if not _PLAIN_PATH.fullmatch(path):
