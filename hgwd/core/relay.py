@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
 import msgspec
 
-from wire.units import KIB, MIB
+from wire.storage import COMMIT_BYTES_MAX, HEADER_SESSION, ID_BYTES, IDS_PER_REQUEST_MAX, PACK_BYTES_MAX
+from wire.units import KIB
 
 LAN_PREFIX: Final = "/lan/v1"
 STORAGE_PREFIX: Final = "/storage/v1"
-PACK_BYTES_MAX: Final = 64 * MIB
-NAMES_PER_REQUEST_MAX: Final = 4096
-COMMIT_BYTES_MAX: Final = 512 * MIB
 _STATEMENT_BYTES_MAX: Final = 64 * KIB
-_IDS_BYTES_MAX: Final = NAMES_PER_REQUEST_MAX * 32
+_IDS_BYTES_MAX: Final = IDS_PER_REQUEST_MAX * ID_BYTES
 
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 HOLD_S: Final = 60.0
 RETRY_AFTER_MAX_S: Final = 600.0
-_PASSED_HEADERS: Final = ("hgw-session", "range", "content-type", "accept")
+_PASSED_HEADERS: Final = (HEADER_SESSION, "range", "content-type", "accept")
 _RETURNED_HEADERS: Final = ("content-type", "content-range", "etag", "retry-after", "accept-ranges")
 
 
@@ -41,6 +40,7 @@ class Route(enum.Enum):
     SIGNED = "signed"  # relay with the gateway's statement added
     OPEN_SESSION = "open-session"  # the same, and remember session and token
     RELAY = "relay"  # relay as it is
+    READ_PACK = "read-pack"  # relay, streamed
     PUT_PACK = "put-pack"  # spool
     STATE = "state"  # merge the spool's knowledge with the service's
     COMMIT = "commit"  # only when nothing of the session is still here
@@ -65,7 +65,7 @@ _TABLE: Final = tuple(
         ("POST", r"/sessions", Route.OPEN_SESSION, _STATEMENT_BYTES_MAX),
         ("POST", rf"/sessions/{_SESSION}/have", Route.RELAY, _IDS_BYTES_MAX),
         ("PUT", rf"/sessions/{_SESSION}/packs/(?P<pack>[0-9a-f]{{64}})", Route.PUT_PACK, PACK_BYTES_MAX),
-        ("GET", rf"/sessions/{_SESSION}/packs/(?P<pack>[0-9a-f]{{64}})", Route.RELAY, 0),
+        ("GET", rf"/sessions/{_SESSION}/packs/(?P<pack>[0-9a-f]{{64}})", Route.READ_PACK, 0),
         ("POST", rf"/sessions/{_SESSION}/state", Route.STATE, _IDS_BYTES_MAX),
         ("POST", rf"/sessions/{_SESSION}/commit", Route.COMMIT, COMMIT_BYTES_MAX),
         ("GET", rf"/sessions/{_SESSION}/generations", Route.RELAY, 0),
@@ -87,29 +87,14 @@ def match_storage_request(method: str, path: str) -> Matched | None:
     return None
 
 
-def headers_to_pass(headers: dict[str, str]) -> dict[str, str]:
+def headers_to_pass(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a LAN request that travel upstream; keys are lower case."""
     return {name: headers[name] for name in _PASSED_HEADERS if name in headers}
 
 
-def headers_to_return(headers: dict[str, str]) -> tuple[tuple[str, str], ...]:
+def headers_to_return(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the headers of a service answer that travel to the LAN."""
     return tuple((name, headers[name]) for name in _RETURNED_HEADERS if name in headers)
-
-
-class GatewayRelay(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of the statement `gateway-relay` (protocols §1): what this gateway passes on, and nothing more."""
-
-    method: str
-    path: str
-    body_sha256: str
-
-
-class SessionOpened(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the service's answer to `POST sessions` that the gateway needs; other fields pass unread."""
-
-    session: str
-    token: str
 
 
 class ServiceError(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,3 +182,17 @@ def backoff_s(attempt: int, jitter: float) -> float:
     """
     ceiling_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 10))
     return ceiling_s * (0.5 + 0.5 * jitter)
+
+
+def parse_service_error(body: bytes) -> ServiceError | None:
+    """Return the error of an answer, or None when its body is no error of ours."""
+    try:
+        return msgspec.json.decode(body, type=ServiceError)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def parse_retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a `Retry-After` header; the date form is not used between our programs."""
+    text = headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 8 else None

@@ -104,3 +104,45 @@ def decide_admission(
     if own_bytes > 0 and own_bytes + size_bytes > share_bytes and len(wanting | {device}) > 1:
         return Full(retry_after_s, "fair-share")
     return Admitted()
+
+
+@attrs.frozen
+class Spooled:
+    """Acknowledge: the pack lies here (`fresh` false: it did already)."""
+
+    fresh: bool
+
+
+@attrs.frozen
+class AlreadyStored:
+    """The service has the pack in this very session."""
+
+
+@attrs.frozen
+class AlreadyRejected:
+    """The service refused the pack for good in this session."""
+
+    reason: str
+
+
+@attrs.frozen
+class WrongHash:
+    """The bytes do not hash to the name; nothing is kept."""
+
+    found: str
+
+
+@attrs.frozen
+class NoLongerAllowed:
+    """The device was revoked while it sent; nothing is kept."""
+
+
+@attrs.frozen
+class IntakeStopped:
+    """The flash failed; nothing is accepted until the next start."""
+
+
+Reception = (
+    Spooled | AlreadyStored | AlreadyRejected | TooLarge | Full | WrongHash | NoLongerAllowed | IntakeStopped
+)
+"""What becomes of a pack that a device offers."""
