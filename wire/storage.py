@@ -24,7 +24,7 @@ IDS_PER_REQUEST_MAX: Final = 4096
 ID_BYTES: Final = 32
 LOCATION_BYTES: Final = 48
 PACK_BYTES_MAX: Final = 64 << 20
-ROOT_BYTES_MAX: Final = 1 << 20
+ROOT_BYTES_MAX: Final = 64 << 10
 COMMIT_BYTES_MAX: Final = 64 << 20
 """Root and references of one commit: two million chunks."""
 
@@ -125,7 +125,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     contract: str
     device: str
     backup_set: str
-    epoch: int | str
+    epoch: str
     sequence: int
     generation: str
     root_sha256: str
