@@ -94,11 +94,15 @@ class ClientConnection:
         length = exchange.length()
         waits = length is None or length > self._limits.expect_above_bytes
         watch = RateWatch(self._limits.rate_grace_s, self._limits.rate_bytes_per_s)
-        await self._send(self._head(exchange, length, waits=waits), watch)
-        if waits and await self._await_continue(exchange):
-            return
+        head = self._head(exchange, length, waits=waits)
         try:
-            await self._send_body(exchange.body, watch)
+            if isinstance(exchange.body, bytes) and not waits:
+                await self._send(head + self._whole_body(exchange.body), watch)
+            else:
+                await self._send(head, watch)
+                if waits and await self._await_continue(exchange):
+                    return
+                await self._send_body(exchange.body, watch)
         except StaleConnectionError:
             # The server may have answered and closed in the middle of the upload: its answer counts.
             await self._read_head(exchange)
@@ -163,6 +167,11 @@ class ClientConnection:
         except _FAULTS as exc:
             raise StaleConnectionError("the connection broke while sending") from exc
         watch.moved(len(data))
+
+    def _whole_body(self, body: bytes) -> bytes:
+        """Encode a small body, to leave in one packet with its header."""
+        content = self._conn.send(h11.Data(data=body)) if body else b""
+        return (content or b"") + (self._conn.send(h11.EndOfMessage()) or b"")
 
     async def _await_continue(self, exchange: Exchange) -> bool:
         """Wait for permission to send the body; True when the final answer came instead."""

@@ -204,7 +204,7 @@ class _Server:
         transport = trio.SocketStream(sock)
         stream: trio.abc.Stream = transport
         if listener.tls is not None:
-            stream = trio.SSLStream(transport, listener.tls, server_side=True, https_compatible=True)
+            stream = trio.SSLStream(transport, listener.tls, server_side=True)
         connection = HttpConnection(
             stream,
             self._handler,
