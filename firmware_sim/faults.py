@@ -40,7 +40,7 @@ class LineFaults:
         cut: whether and how the line is interrupted.
         loss_permille: packets lost out of a thousand, each direction, 0…1000.
         rate_bits_per_s: limit of each direction; 0 = unlimited.
-        delay_ms: added to each direction; 0 = none. Needs netem in the kernel.
+        delay_ms: added to each direction; 0 = none.
     """
 
     cut: Cut = Cut.NO

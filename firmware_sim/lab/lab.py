@@ -11,7 +11,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import attrs
@@ -23,7 +23,7 @@ from firmware_sim.lab.errors import LabError
 from firmware_sim.lab.forge import forged_packet, send_packet
 from firmware_sim.lab.host import Host
 from firmware_sim.lab.limits import make_limiter
-from firmware_sim.lab.runs import claim_run, remove_stale_runs
+from firmware_sim.lab.runs import add_namespace, claim_run, remove_stale_runs
 from firmware_sim.lab.topology import LineAddresses, Names
 from firmware_sim.profile import Profile
 
@@ -59,6 +59,7 @@ class Lab:
         self._addresses = {n: LineAddresses(n, 0) for n in range(1, spec.lines + 1)}
         self._faults = dict.fromkeys(self._addresses, HEALTHY)
         self._hosts: dict[str, Host] = {}
+        self._delay_lines: dict[int, shaping.DelayLine] = {}
 
     @property
     def carrier_address(self) -> str:
@@ -106,23 +107,54 @@ class Lab:
     def set_faults(self, line: int, faults: LineFaults) -> None:
         """Make a line show exactly these faults; `HEALTHY` heals it.
 
+        Setting or clearing a delay where the kernel has no netem replaces the line's wire: for a moment the link is
+        down, as when a plug is moved.
+
         Raises:
-            LabError: no such line, or the kernel cannot do what is asked (delay without netem).
+            LabError: no such line, or this machine can delay in no way.
         """
         addresses, before = self.addresses(line), self.faults(line)
         router, device = self._names.namespace("router"), topology.line_device(line)
-        ends = ((router, device), (self._names.namespace(f"gw{line}"), "wan"))
+        gateway = self._names.namespace(f"gw{line}")
         self._faults[line] = faults
         if before.cut is Cut.LINK_DOWN and faults.cut is not Cut.LINK_DOWN:
             ip_batch(router, topology.router_line(addresses))
-            for namespace, end in ends:
-                wait_for_carrier(namespace, end)
+            self._wait_for_wire(line)
         nft(router, topology.fault_rules(self._faults))
-        if (before.rate_bits_per_s, before.delay_ms) != (faults.rate_bits_per_s, faults.delay_ms):
-            for namespace, end in ends:
-                shaping.shape(namespace, end, faults)
-        if faults.cut is Cut.LINK_DOWN and before.cut is not Cut.LINK_DOWN:
+        if before.delay_ms != faults.delay_ms and not self._netem:
+            self._replace_wire(line, faults.delay_ms)
+        netem_delay_ms = faults.delay_ms if self._netem else 0
+        for namespace, end in ((router, device), (gateway, "wan")):
+            shaping.shape(
+                namespace, end, rate_bits_per_s=faults.rate_bits_per_s, netem_delay_ms=netem_delay_ms
+            )
+        if faults.cut is Cut.LINK_DOWN:
             ip_batch(router, [f"link set dev {device} down"])
+
+    def _wait_for_wire(self, line: int) -> None:
+        wait_for_carrier(self._names.namespace("router"), topology.line_device(line))
+        wait_for_carrier(self._names.namespace(f"gw{line}"), "wan")
+
+    def _replace_wire(self, line: int, delay_ms: int) -> None:
+        """Take out the line's wire, delayed or not, and put in one with `delay_ms` (0 = a plain veth)."""
+        router, device = self._names.namespace("router"), topology.line_device(line)
+        gateway, addresses = self._names.namespace(f"gw{line}"), self.addresses(line)
+        old = self._delay_lines.pop(line, None)
+        if old is not None:
+            old.end()
+        else:
+            ip_batch(router, [f"link del dev {device}"])
+        if delay_ms:
+            self._delay_lines[line] = shaping.DelayLine(((router, device), (gateway, "wan")), delay_ms)
+        else:
+            ip_batch(router, [topology.line_links(self._names, line)["router"]])
+        ip_batch(router, topology.router_line(addresses))
+        ip_batch(gateway, topology.gateway_wan(addresses))
+        self._wait_for_wire(line)
+
+    @cached_property
+    def _netem(self) -> bool:
+        return shaping.has_netem(self._names.namespace("router"))
 
     def cut(self, line: int, how: Cut = Cut.LINK_DOWN) -> None:
         """Cut a line, its other faults kept."""
@@ -164,9 +196,8 @@ class Lab:
 
     def _build(self, logs: Path) -> None:
         hosts = topology.host_names(self.spec.lines)
-        run_tool(
-            ["ip", "-batch", "-"], text="".join(f"netns add {self._names.namespace(h)}\n" for h in hosts)
-        )
+        for host in hosts:
+            add_namespace(self._names.namespace(host))
         lines = list(self._addresses.values())
         links: dict[str, list[str]] = {"router": [topology.backbone_link(self._names)]}
         for line in lines:
@@ -198,6 +229,8 @@ class Lab:
     def _power_off(self) -> None:
         for host in self._hosts.values():
             host.power_off()
+        for delay_line in self._delay_lines.values():
+            delay_line.end()
 
 
 @contextlib.contextmanager

@@ -82,6 +82,16 @@ def remove_run(names: Names) -> None:
         (RUNS / names.run).unlink()
 
 
+def add_namespace(name: str) -> None:
+    """Make a network namespace that `ip -n NAME` finds.
+
+    `ip netns add` itself would return to the network it came from, which an ordinary user in a user namespace may not.
+    """
+    NETNS.mkdir(mode=0o755, exist_ok=True)
+    (NETNS / name).touch(mode=0o444, exist_ok=False)
+    run_tool(["unshare", f"--net={NETNS / name}", "true"])
+
+
 def namespaces(names: Names) -> list[str]:
     """List the network namespaces of a run that exist now."""
     if not NETNS.is_dir():

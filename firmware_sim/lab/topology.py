@@ -166,14 +166,22 @@ def gateway_setup(line: LineAddresses) -> list[str]:
     """Return `ip -n gw -batch` lines: WAN with a default via fe80::1, LAN with IPv4, ULA and the line's own /64."""
     return [
         *_up("lo"),
-        *_up("wan"),
-        "addr add fe80::2/64 dev wan nodad",
-        "route add default via fe80::1 dev wan",
+        *gateway_wan(line),
         *_up("lan"),
         "addr add fe80::1/64 dev lan nodad",
         f"addr add {LAN_GATEWAY_IPV4}/24 dev lan",
         f"addr add {line.ula_gateway}/64 dev lan nodad",
-        *gateway_numbering(line, "add"),
+        f"addr add {line.lan_gateway}/64 dev lan nodad",
+    ]
+
+
+def gateway_wan(line: LineAddresses) -> list[str]:
+    """Return `ip -n gw -batch` lines that number a new WAN device and point the default at the router."""
+    return [
+        *_up("wan"),
+        "addr add fe80::2/64 dev wan nodad",
+        f"addr add {line.wan}/128 dev wan nodad",
+        "route add default via fe80::1 dev wan",
     ]
 
 

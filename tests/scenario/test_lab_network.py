@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,15 +33,18 @@ def listener(lab: Lab) -> Iterator[socket.socket]:
         lambda: socket.create_server((lab.carrier_address, PORT), family=socket.AF_INET6)
     )
 
+    def answer(connection: socket.socket, peer: str) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(peer.encode())
+            connection.settimeout(5)  # a caller whose line was cut never says goodbye
+            while connection.recv(65536):
+                pass
+
     def serve() -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), ThreadPoolExecutor(max_workers=8) as callers:
             while True:
                 connection, peer = server.accept()
-                with connection, contextlib.suppress(OSError):
-                    connection.sendall(peer[0].encode())
-                    connection.settimeout(5)
-                    while connection.recv(65536):
-                        pass
+                callers.submit(answer, connection, peer[0])
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -174,6 +178,33 @@ def test_a_rate_limit_holds_an_upload_to_its_rate(lab: Lab, listener: socket.soc
         lab.set_faults(1, LineFaults())
     # 400 kB at 4 Mbit/s are 0.8 s, less the bucket's first 32 kB and what one line's queue holds.
     assert free_s < 0.4 < limited_s < 3
+
+
+def round_trip_s(lab: Lab, host: str) -> float:
+    code = (
+        "import socket, sys, time\n"
+        "started = time.monotonic()\n"
+        "socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10).close()\n"
+        "print(time.monotonic() - started)"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code, lab.carrier_address, str(PORT)]
+    return float(lab.host(host).run(argv, timeout_s=20).stdout)
+
+
+def test_a_delay_is_added_in_both_directions_and_taken_away_again(lab: Lab, listener: socket.socket) -> None:
+    lab.set_faults(1, LineFaults(delay_ms=60))
+    try:
+        round_trip_s(lab, "nas1")  # neighbours are asked for first, which costs round trips of their own
+        assert 0.12 <= round_trip_s(lab, "nas1") < 0.5
+        assert round_trip_s(lab, "nas2") < 0.1
+        assert seen_address(lab, "gw1") == lab.addresses(1).wan
+        lab.cut(1)
+        assert "Error" in seen_address(lab, "nas1")
+        lab.restore(1)
+        assert seen_address(lab, "gw1") == lab.addresses(1).wan
+    finally:
+        lab.set_faults(1, LineFaults())
+    assert round_trip_s(lab, "nas1") < 0.1
 
 
 def test_there_are_only_the_lines_that_were_asked_for(lab: Lab) -> None:
