@@ -71,6 +71,7 @@ class Cause(enum.StrEnum):
     TOO_LARGE = "too-large"
     MISSING = "missing"
     SLOW = "slow"
+    UNAVAILABLE = "unavailable"
     ROOT_CHAIN = "root-chain"
     DELEGATIONS = "delegations"
     UNKNOWN_CRITICAL = "unknown-critical"
