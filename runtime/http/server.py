@@ -46,7 +46,7 @@ _BUSY = (
 class Listener:
     """A bound, listening TCP socket; with `tls` every connection on it starts with a handshake."""
 
-    sock: trio.socket.SocketType
+    sock: socket.socket
     tls: ssl.SSLContext | None
 
     @property
@@ -91,7 +91,7 @@ def open_listener(host: str, port: int, tls: ssl.SSLContext | None = None) -> Li
     except OSError as exc:
         sock.close()
         raise LocalError(f"cannot listen on [{host}]:{port}: {exc.strerror or exc}") from exc
-    return Listener(trio.socket.from_stdlib_socket(sock), tls)
+    return Listener(sock, tls)
 
 
 async def serve_http(
@@ -175,15 +175,14 @@ class _Server:
                     listener.close()
 
     async def _accept_loop(self, listener: Listener, nursery: trio.Nursery) -> None:
+        listening = trio.socket.from_stdlib_socket(listener.sock)
         while True:
             try:
-                sock, _ = await listener.sock.accept()
+                sock, _ = await listening.accept()
             except OSError as exc:
                 if exc.errno in _ACCEPT_RETRY:
                     self._log_full(f"accept: {exc.strerror}")
                     await trio.sleep(ACCEPT_RETRY_S)
-                elif listener.sock.fileno() < 0:
-                    return
                 continue
             self._admit(sock, listener, nursery)
 
