@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import attrs
-import msgspec
 
+from nas_agent.core.observed import Observed as Observed  # noqa: PLC0414 - part of the port
 from wire.vault.entry import Entry
 
 PACK_UNKNOWN = 0
@@ -170,18 +170,6 @@ class VaultStore(Protocol):
 
     async def close(self) -> None:
         """End the session if one is open and free connections. Never raises for a store that is gone."""
-
-
-class Observed(msgspec.Struct, frozen=True, gc=False):
-    """An entry as the walk found it (`content` and `holes` empty), with what the change check compares.
-
-    `ctime_ns` in nanoseconds since 1970; `inode` as st_ino; `nlink` as st_nlink.
-    """
-
-    entry: Entry
-    ctime_ns: int
-    inode: int
-    nlink: int = 1
 
 
 @attrs.frozen

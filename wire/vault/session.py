@@ -58,6 +58,11 @@ class SessionHeader(msgspec.Struct, frozen=True, kw_only=True):
     sealed: _Base64
     critical: tuple[str, ...] = ()
 
+    @property
+    def cert_blob(self) -> bytes:
+        """The device certificate as a signed blob; raises `FormatError` if it is no base64."""
+        return _unbase64(self.device_cert)
+
 
 @attrs.frozen
 class SessionSecrets:
@@ -116,7 +121,7 @@ def open_header(blob: bytes, *, contract_sign_key: bytes) -> VerifiedHeader:
         message = f"session header: expected at most {HEADER_BYTES_MAX} bytes, got {len(blob)}"
         raise FormatError(message)
     claimed = decode_document("session header", unverified_payload(blob), SessionHeader)
-    cert = open_device_cert(_unbase64(claimed.device_cert), contract_sign_key=contract_sign_key)
+    cert = open_device_cert(claimed.cert_blob, contract_sign_key=contract_sign_key)
     device_key = bytes.fromhex(cert.device_key)
     header = decode_document(
         "session header", verify_blob(blob, Context.SESSION_HEADER, device_key), SessionHeader
