@@ -67,7 +67,14 @@ class Forwarder:
     """`run` forwards until cancelled; cancellation leaves every pack in the spool or stored."""
 
     def __init__(
-        self, spool: Spool, upstream: Upstream, clock: Clock, log: Logger, *, uploads_max: int
+        self,
+        spool: Spool,
+        upstream: Upstream,
+        clock: Clock,
+        log: Logger,
+        *,
+        uploads_max: int,
+        hold_s: float = HOLD_S,
     ) -> None:
         self.stats = ForwardStats()
         self.held: dict[str, HeldSession] = {}
@@ -76,6 +83,7 @@ class Forwarder:
         self._clock = clock
         self._log = log
         self._uploads_max = uploads_max
+        self._hold_s = hold_s
         self._failures_in_a_row = 0
         self._not_before_s = 0.0
 
@@ -95,7 +103,10 @@ class Forwarder:
                 continue
             pack, session = found
             try:
-                await self._settle(pack, await self._send(pack, session))
+                if (
+                    pack.session not in self._held_now()
+                ):  # another worker may have been told to wait meanwhile
+                    await self._settle(pack, await self._send(pack, session))
             finally:
                 self._spool.release(pack.number)
 
@@ -134,7 +145,7 @@ class Forwarder:
             case Retry(reason, after_s):
                 self._pause(reason, after_s)
             case Hold(reason, error):
-                self.held[pack.session] = HeldSession(error, trio.current_time() + HOLD_S)
+                self.held[pack.session] = HeldSession(error, trio.current_time() + self._hold_s)
                 self._note(pack, "pack_held", reason)
             case SessionOver(reason):
                 await self._spool.end_session(pack.session, reason)
