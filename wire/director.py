@@ -23,7 +23,7 @@ from wire.package import GATEWAY_MAKERS, GATEWAY_SERIES, RELEASE_MAX
 
 SHARD_COUNT: Final = 256
 SOFTWARE_PER_GATEWAY_MAX: Final = 32
-POLL_S_MIN: Final = 60
+POLL_S_MIN: Final = 5
 POLL_S_MAX: Final = 7 * 24 * 3600
 TARGET_SUFFIX: Final = ".hgwpkg"
 DIRECTOR_ROLE: Final = "targets"

@@ -12,6 +12,8 @@ from typing import Final
 
 import attrs
 
+from carrier.storage.tables import PLANS
+
 M: Final = 2**20
 """One "M" of the Joint tariff (JNT-05 [R]: the larger M favours the payer)."""
 
@@ -73,17 +75,7 @@ TARIFFS: Final = (
             change_work_yen=25_300,
             other_work_yen=4_400,
         ),
-        storage_plans_yen={  # AZK-01a…i
-            "10GB": 550,
-            "25GB": 1_320,
-            "50GB": 2_640,
-            "100GB": 5_280,
-            "200GB": 10_560,
-            "500GB": 25_300,
-            "1TB": 44_000,
-            "2TB": 77_000,
-            "5TB": 181_500,
-        },
+        storage_plans_yen={name: plan.fee_yen for name, plan in PLANS.items()},  # AZK-01a…i
     ),
 )
 

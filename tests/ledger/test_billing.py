@@ -202,7 +202,7 @@ def test_X_14_storage_plan_of_100_gb_costs_5280_after_its_first_month():
         payer="CAF0000000001",
         token=token(),
         contract="AZK0000000001",
-        plan="100GB",
+        plan="100gb",
     )
     closed = ev.PlanEnded(
         at_s=at("2025-06-01 00:00"), payer="CAF0000000001", token=token(), contract="AZK0000000001"
@@ -210,6 +210,27 @@ def test_X_14_storage_plan_of_100_gb_costs_5280_after_its_first_month():
     events = [opened, closed]
     totals = [bill(events, Month(2025, m), "CAF0000000001").total_yen for m in (4, 5, 6, 7)]
     assert totals == [0, 5_280, 5_280, 0]
+
+
+@pytest.mark.parametrize(
+    ("plan", "fee_yen"),
+    [
+        ("10gb", 550),
+        ("25gb", 1_320),
+        ("50gb", 2_640),
+        ("100gb", 5_280),
+        ("200gb", 10_560),
+        ("500gb", 25_300),
+        ("1tb", 44_000),
+        ("2tb", 77_000),
+        ("5tb", 181_500),
+    ],
+)
+def test_AZK_01_each_plan_costs_its_fee_a_month(plan, fee_yen):
+    opened = ev.PlanOpened(
+        at_s=at("2026-11-20 12:00"), payer="CAF0000000001", token=token(), contract="AZK0000000001", plan=plan
+    )
+    assert bill([opened], Month.parse("2026-12"), "CAF0000000001").total_yen == fee_yen
 
 
 def test_X_12_tax_is_inside_the_price_and_rounded_once_per_rate():

@@ -64,7 +64,7 @@ def test_a_document_round_trips_through_plain_json():
     [
         (body(gateway="xyz"), "RandomId"),
         (body(serial="short"), "GatewaySerial"),
-        (body(poll_s=59), "poll_s"),
+        (body(poll_s=4), "poll_s"),
         (body(jitter=0.6), "jitter"),
         (entry(software="lights"), "operator"),
         (entry(action="explode"), "action"),
