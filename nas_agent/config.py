@@ -13,6 +13,7 @@ import msgspec
 
 from runtime.config import load_config
 
+DEFAULT_SET = "default"
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 

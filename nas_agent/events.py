@@ -13,7 +13,7 @@ import msgspec
 
 from nas_agent.ports import Problem
 
-ExitCode = Literal[0, 1, 3, 4]
+ExitCode = Literal[0, 1, 2, 3, 4]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
@@ -115,7 +115,7 @@ class GenerationEvent(Event, frozen=True, kw_only=True, tag="generation"):
     stored_bytes: int
     complete: bool
     in_trash: bool
-    problem: str | None
+    device: str
 
 
 class DoneEvent(Event, frozen=True, kw_only=True, tag="done"):

@@ -119,7 +119,7 @@ def _(event: GenerationEvent) -> str:
     notes = [
         *(["incomplete"] if not event.complete else []),
         *(["in the trash"] if event.in_trash else []),
-        *([event.problem] if event.problem else []),
+        event.device,
     ]
     note = f"  ({', '.join(notes)})" if notes else ""
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -63,6 +63,10 @@ class Tally:
     stored_bytes: int = 0
     problems: int = 0
     phase: str = "scan"
+
+    def advance(self, phase: str, files: int, read_bytes: int, sent_bytes: int) -> None:
+        """Take totals from the engine, as `ports.Progress`."""
+        self.phase, self.files_done, self.bytes_done, self.sent_bytes = phase, files, read_bytes, sent_bytes
 
 
 class MeasuredSource:
@@ -229,10 +233,12 @@ class MeasuredStore:
         await self._inner.close()
 
 
-def measure_sources(roots: Sequence[Root], excludes: Excludes, *, one_file_system: bool) -> tuple[int, int]:
+def measure_sources(
+    roots: Sequence[Root], excludes: Excludes, *, one_file_system: bool, on_directory: Callable[[], None]
+) -> tuple[int, int]:
     """Count regular files and their bytes by a quick walk, for the estimate of the time left; blocking.
 
-    What cannot be listed is not counted: the real walk reports it.
+    What cannot be listed is not counted: the real walk reports it. `on_directory` may raise to end the walk.
     """
     files = size_bytes = 0
     for root in roots:
@@ -241,12 +247,14 @@ def measure_sources(roots: Sequence[Root], excludes: Excludes, *, one_file_syste
             if stat.S_ISREG(status.st_mode):
                 files, size_bytes = files + 1, size_bytes + status.st_size
             elif stat.S_ISDIR(status.st_mode):
-                found = _measure(root, excludes, one_file_system=one_file_system)
+                found = _measure(root, excludes, one_file_system=one_file_system, on_directory=on_directory)
                 files, size_bytes = files + found[0], size_bytes + found[1]
     return files, size_bytes
 
 
-def _measure(root: Root, excludes: Excludes, *, one_file_system: bool) -> tuple[int, int]:
+def _measure(
+    root: Root, excludes: Excludes, *, one_file_system: bool, on_directory: Callable[[], None]
+) -> tuple[int, int]:
     chain = DirectoryChain(root.path)
     device = os.fstat(chain.open([])).st_dev
     pending: list[list[bytes]] = [[]]
@@ -254,6 +262,7 @@ def _measure(root: Root, excludes: Excludes, *, one_file_system: bool) -> tuple[
     try:
         while pending:
             parts = pending.pop()
+            on_directory()
             with contextlib.suppress(OSError), os.scandir(b"/proc/self/fd/%d" % chain.open(parts)) as found:
                 for item in found:
                     status = item.stat(follow_symlinks=False)

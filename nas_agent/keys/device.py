@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Final
 
+import attrs
 import msgspec
 
 from nas_agent.core.vault_keys import DeviceKeys, EpochKeys, OwnerKeys
@@ -52,6 +53,14 @@ def make_device(contract: ContractSecret, *, contract_id: str, name: str, now_s:
             chunk_seed=secrets.randbelow(CHUNK_SEED_MAX) + 1,
         ),
     )
+
+
+def certify_again(
+    keys: DeviceKeys, contract: ContractSecret, *, contract_id: str, name: str, now_s: float
+) -> DeviceKeys:
+    """Return the same device certified for another contract number (the first one was made up at `init`)."""
+    certificate = _certify(contract, keys.device, contract_id, name, now_s)
+    return attrs.evolve(keys, contract=contract_id, device_cert=certificate)
 
 
 def owner_keys(contract: ContractSecret, contract_id: str) -> OwnerKeys:
