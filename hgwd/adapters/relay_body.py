@@ -7,8 +7,8 @@ inside the other's cancel scopes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Self
 
 import attrs
@@ -27,10 +27,11 @@ Asking = AbstractAsyncContextManager[ServiceAnswer]
 async def read_whole(answer: ServiceAnswer) -> Response:
     """Read an answer of at most `ANSWER_BYTES_MAX` bytes; a longer one is the service's fault."""
     body = bytearray()
-    async for chunk in answer.chunks():
-        body += chunk
-        if len(body) > ANSWER_BYTES_MAX:
-            raise RemoteError(f"the service answered with more than {ANSWER_BYTES_MAX} bytes")
+    async with _chunks_of(answer) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > ANSWER_BYTES_MAX:
+                raise RemoteError(f"the service answered with more than {ANSWER_BYTES_MAX} bytes")
     return Response(answer.status, headers_to_return(answer.headers), bytes(body))
 
 
@@ -58,8 +59,8 @@ async def _pump(
         body = RelayedBody(receive)
         task_status.started(Response(answer.status, headers, body))
         try:
-            async with send:
-                async for chunk in answer.chunks():
+            async with send, _chunks_of(answer) as chunks:
+                async for chunk in chunks:
                     if not still_allowed():
                         return
                     await send.send(chunk)
@@ -90,3 +91,15 @@ class RelayedBody:
     async def aclose(self) -> None:
         """Stop the task that reads from the service."""
         await self._receive.aclose()
+
+
+@asynccontextmanager
+async def _chunks_of(answer: ServiceAnswer) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Iterate over an answer and end the iteration in this task, also when it is left early."""
+    chunks = answer.chunks()
+    try:
+        yield chunks
+    finally:
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
