@@ -136,6 +136,8 @@ class World:
     contract: ContractId
     notice: OpeningNotice
     nas: Nas
+    ports: list[int] = attrs.field(factory=list)
+    clients: list = attrs.field(factory=list)
 
     @property
     def storage(self):

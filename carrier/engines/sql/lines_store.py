@@ -216,11 +216,9 @@ def _check_free(
 
 
 def _end_prefixes(connection: sa.Connection, rows: sa.ColumnElement[bool], at: int) -> int:
-    """End the matching rows at `at`; a row that would never have begun goes away."""
+    """End the matching rows at `at`; one that has not begun goes, any other stays for its quarantine."""
     open_rows = sa.and_(rows, line_prefix.c.valid_to > at)
-    gone = connection.execute(
-        sa.delete(line_prefix).where(open_rows, line_prefix.c.valid_from >= at)
-    ).rowcount
+    gone = connection.execute(sa.delete(line_prefix).where(open_rows, line_prefix.c.valid_from > at)).rowcount
     ended = connection.execute(sa.update(line_prefix).where(open_rows).values(valid_to=at)).rowcount
     return gone + ended
 
