@@ -57,7 +57,9 @@ def write_config(directory, *, changes=()):
 
 def run_hgwd(config, *arguments, stdin=None):
     command = [sys.executable, "-m", "hgwd.cli", "--config", str(config), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, input=stdin, cwd=ROOT, timeout=30)
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, input=stdin, cwd=ROOT, timeout=30
+    )
 
 
 @pytest.fixture
