@@ -209,7 +209,9 @@ def committed(record: SoftwareRecord) -> SoftwareRecord:
     )
 
 
-def fell_back(record: SoftwareRecord, fault: Fault, cause: str, *, document_version: int) -> SoftwareRecord:
+def fell_back(
+    record: SoftwareRecord, fault: Fault, cause: str, *, document_version: int, final: bool = True
+) -> SoftwareRecord:
     """The trial failed: its slot is empty again, the committed slot (if any) is what runs, the floor stays."""
     trial = _trial(record)
     failed = record.slots[trial.slot]
@@ -224,7 +226,7 @@ def fell_back(record: SoftwareRecord, fault: Fault, cause: str, *, document_vers
             cause=cause[:CAUSE_CHARS_MAX],
             attempts=trial.attempts,
             document_version=document_version,
-            final=True,
+            final=final,
         ),
     )
 

@@ -18,6 +18,7 @@ from typing import Final
 
 import attrs
 
+from hgwd.core.trusted_time import TIME_ROLE
 from hgwd.core.tuf_keys import Root, TargetFile, Targets
 from hgwd.core.update_images import update_root_chain
 from hgwd.core.update_metadata import is_expired, parse_metadata, verify_signed_by
@@ -124,3 +125,12 @@ def _verify(root: Root, data: bytes, identity: GatewayIdentity, what: str) -> Di
             Cause.WRONG_GATEWAY, f"{what}: for gateway {body.gateway} serial {body.serial}, not for this one"
         )
     return DirectorDocument(signed.version, signed.expires.timestamp(), body, signed.targets)
+
+
+def time_keys(pinned_root: bytes) -> Steps[tuple[bytes, ...]]:
+    """Return the raw Ed25519 keys of the time role (`timestamp`) in the newest stored director root."""
+    stored = yield Load(Source.DIRECTOR, Root.type)
+    root = _parse_root(stored if stored is not None else pinned_root)
+    role = root.roles[TIME_ROLE]
+    keys = [root.keys[keyid] for keyid in role.keyids if keyid in root.keys]
+    return tuple(bytes.fromhex(key.keyval["public"]) for key in keys if key.keytype == "ed25519")
