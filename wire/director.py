@@ -6,6 +6,7 @@ Rules
 - A gateway checks `gateway` and `serial` against itself: a document for another gateway is refused.
 - An entry of `critical` that the reader does not know: the document is refused, never half-obeyed.
 - `software` is written `<operator>/<software>` wherever a gateway speaks of one: IDs are unique per operator only.
+- No fractions: TUF signs canonical JSON, which has none.
 - It does not do: TUF signatures, expiry, versions (python-tuf / hgwd core), deciding who gets what (deliver/).
 """
 
@@ -30,7 +31,7 @@ DIRECTOR_ROLE: Final = "targets"
 """TUF role (in the director's own root) whose keys sign director documents."""
 
 _DIRECTOR_CRITICAL_KNOWN: Final = frozenset(
-    {"v", "gateway", "serial", "poll_s", "jitter", "software", "critical"}
+    {"v", "gateway", "serial", "poll_s", "jitter_percent", "software", "critical"}
 )
 _CUSTOM_CRITICAL_KNOWN: Final = frozenset({"v", "release", "floor", "series", "makers", "footprint_bytes"})
 _T = TypeVar("_T")
@@ -132,7 +133,7 @@ class DirectorBody(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str
     serial: str
     poll_s: Annotated[int, msgspec.Meta(ge=POLL_S_MIN, le=POLL_S_MAX)] = 3600
-    jitter: Annotated[float, msgspec.Meta(ge=0.0, le=0.5)] = 0.2
+    jitter_percent: Annotated[int, msgspec.Meta(ge=0, le=50)] = 20
     critical: tuple[str, ...] = ()
     software: Annotated[tuple[DirectorSoftware, ...], msgspec.Meta(max_length=SOFTWARE_PER_GATEWAY_MAX)] = ()
 

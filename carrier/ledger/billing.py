@@ -2,6 +2,7 @@
 
 Rules
 - Same events, same bytes: lines are sorted, nothing depends on when or how often the function runs.
+- Order is the ledger's, never the clock's: two events of one second, or a clock set back, change nothing.
 - Prices include tax; per rate the tax is rounded once on the sum of the rate, down (X-12).
 - Monthly lines follow `rules.py`; one-off lines stand in the JST month of their event (JNT-11, JNT-12).
 - It does not do: reading or writing anything, deciding who may register what.
@@ -66,13 +67,11 @@ class Posting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bill(events: Iterable[ev.Event], month: Month, payer: str) -> Invoice:
-    """Return the invoice of `payer` for `month` from all events up to now, in any order.
+    """Return the invoice of `payer` for `month` from all events up to now, in ledger order.
 
     Raises `CorruptDataError` when events contradict each other (a change of what was never registered).
     """
-    own = sorted(
-        (event for event in events if event.payer == payer), key=lambda event: (event.at_s, event.token)
-    )
+    own = [event for event in events if event.payer == payer]
     tariff = tariff_on(month.first_day)
     lines = [
         *_joint_monthly(own, month, tariff),

@@ -14,7 +14,8 @@ metadata: Final = sa.MetaData()
 ledger_event = sa.Table(
     "ledger_event",
     metadata,
-    sa.Column("token", sa.String(160), primary_key=True),
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("token", sa.String(160), nullable=False, unique=True),
     sa.Column("at_s", sa.BigInteger, nullable=False),
     sa.Column("payer", sa.String(64), nullable=False, index=True),
     sa.Column("data", sa.LargeBinary, nullable=False),

@@ -52,8 +52,9 @@ def has_token(connection: sa.Connection, token: str) -> bool:
 
 
 def read_events(connection: sa.Connection, payer: str) -> list[Event]:
-    """Return all events of a payer."""
-    rows = connection.execute(sa.select(ledger_event.c.data).where(ledger_event.c.payer == payer))
+    """Return all events of a payer in the order they were recorded."""
+    query = sa.select(ledger_event.c.data).where(ledger_event.c.payer == payer)
+    rows = connection.execute(query.order_by(ledger_event.c.number))
     return [decode_event(data) for (data,) in rows]
 
 

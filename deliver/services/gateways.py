@@ -121,7 +121,7 @@ def _gateway_row(gateway: GatewayEnrolled) -> dict[str, object]:
         "model": gateway.model,
         "maker": gateway.maker,
         "director_path": gateway.director_path.text,
-        "wanted_version": 1,
+        "wanted_version": 0,
         "published_version": 0,
         "expires_at": 0,
         "report_counter": -1,

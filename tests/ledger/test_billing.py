@@ -251,7 +251,7 @@ def test_X_12_tax_history(day, percent):
     assert tax_percent_on(dt.date.fromisoformat(day)) == percent
 
 
-def test_X_10_any_order_of_the_same_events_gives_the_same_bytes():
+def test_X_10_the_order_of_independent_events_changes_no_byte():
     events = [
         registered("2025-04-10 12:00"),
         *(target("2025-04-11 12:00", f"CAF{n:010d}") for n in range(50)),
@@ -287,6 +287,14 @@ def test_contradicting_events_raise_an_alarm_instead_of_a_wrong_bill():
         bill([change], Month.parse("2025-05"), "acme")
     with pytest.raises(CorruptDataError, match="fit no tier"):
         bill([registered("2025-04-10 12:00", size=25 * MIB)], Month.parse("2025-05"), "acme")
+
+
+def test_two_events_of_one_second_keep_the_order_of_the_ledger():
+    first = registered("2025-04-10 12:00")
+    change = ev.SoftwareChanged(
+        at_s=first.at_s, payer="acme", token="a", software="acme/lights", stored_bytes=MIB, work="w2"
+    )
+    assert month_fees([first, change], "2025-05") == {"basic-fee/menu-1": 11_000}
 
 
 def test_events_keep_their_form():

@@ -65,7 +65,7 @@ def test_a_document_round_trips_through_plain_json():
         (body(gateway="xyz"), "RandomId"),
         (body(serial="short"), "GatewaySerial"),
         (body(poll_s=4), "poll_s"),
-        (body(jitter=0.6), "jitter"),
+        (body(jitter_percent=51), "jitter_percent"),
         (entry(software="lights"), "operator"),
         (entry(action="explode"), "action"),
         (entry(target=None), "needs a target"),

@@ -58,11 +58,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "ledger_event",
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("token", sa.String(length=160), nullable=False),
         sa.Column("at_s", sa.BigInteger(), nullable=False),
         sa.Column("payer", sa.String(length=64), nullable=False),
         sa.Column("data", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("token"),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("token"),
     )
     op.create_index(op.f("ix_ledger_event_payer"), "ledger_event", ["payer"], unique=False)
     op.create_table(
