@@ -73,7 +73,7 @@ async def test_a_device_of_another_contract_cannot_write(rig: DirectoryRig) -> N
 
 async def test_a_directory_that_is_no_vault_or_anothers_is_refused_in_one_sentence(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path, contract=CONTRACT, contract_sign_key=bytes(32), clock=SystemClock())
-    with pytest.raises(LocalError, match="no vault.json"):
+    with pytest.raises(LocalError, match=r"no vault\.json"):
         await store.open_session("read", "set", None)
     create_vault(tmp_path / "v", contract="AZK0000000002", owner_copy=b"")
     store = DirectoryStore(
