@@ -330,10 +330,12 @@ class Installer:
         state.eu = EuState.STOPPING
         await self.launcher.stop(name)
         with trio.move_on_after(STOP_WAIT_S):
-            while (await self.launcher.inspect(name)).state not in {"none", "exited"}:
+            while True:
+                process = await self.launcher.inspect(name)
+                if process.state in {"none", "exited"}:
+                    state.eu = EuState.IDLE
+                    return
                 await trio.sleep(HEALTH_EVERY_S)
-            state.eu = EuState.IDLE
-            return
         raise LauncherDownError(f"{name.text} did not end within {STOP_WAIT_S:.0f} s")
 
     async def _remove_if_there(self, name: SoftwareName, state: SoftwareState) -> None:
