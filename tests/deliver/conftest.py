@@ -8,6 +8,7 @@ import io
 import json
 import secrets
 import shutil
+import time
 import types
 from pathlib import Path
 
@@ -123,7 +124,7 @@ class OperatorKit:
 @pytest.fixture(scope="session")
 def made_carrier(tmp_path_factory):
     directory = tmp_path_factory.mktemp("made") / "carrier"
-    make_carrier(directory, DeliverConfig(**ANY_PORTS), ["joint.test", "::1"], now_s=NOW_S - 60)
+    make_carrier(directory, DeliverConfig(**ANY_PORTS), ["joint.test", "::1"], now_s=time.time())
     return directory
 
 
