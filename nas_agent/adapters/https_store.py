@@ -51,6 +51,7 @@ _T = TypeVar("_T")
 _LOCATION: Final = struct.Struct(">32sQQ")
 _LIST_BYTES_MAX: Final = 4 << 20
 _NONCE_BYTES: Final = 16
+_LINE_DOWN: Final = frozenset({"line-down"})
 
 
 @attrs.frozen
@@ -87,10 +88,14 @@ class HttpsStore:
         return Opened(answer.session, head, answer.limit_bytes, answer.used_bytes)
 
     async def have(self, ids: Sequence[bytes]) -> Sequence[bool] | Refusal:
-        """See `VaultStore`."""
-        answer = await self._ask("POST", "/have", body=b"".join(ids))
+        """See `VaultStore`.
+
+        With the line down nobody can know, so "no" is said at once: the gateway's spool takes the packs meanwhile, and
+        a chunk that was there already is at worst stored twice.
+        """
+        answer = await self._ask("POST", "/have", body=b"".join(ids), give_up_on=_LINE_DOWN)
         if isinstance(answer, Denied):
-            return answer.refusal
+            return [False] * len(ids) if answer.refusal.code in _LINE_DOWN else answer.refusal
         return [flag == 1 for flag in _exactly(answer, len(ids))]
 
     async def put_pack(self, name: str, data: memoryview) -> PackAccepted | Refusal:
@@ -214,6 +219,7 @@ class HttpsStore:
         content_length: int | None = None,
         headers: Mapping[str, str] | None = None,
         max_response_bytes: int = 1 << 20,
+        give_up_on: frozenset[str] = frozenset(),
     ) -> ClientResponse | Denied:
         """Ask inside the session; one that is over is opened again, once."""
         for last in (False, True):
@@ -224,6 +230,7 @@ class HttpsStore:
                 content_length=content_length,
                 headers={HEADER_SESSION: self._token, **(headers or {})},
                 max_response_bytes=max_response_bytes,
+                give_up_on=give_up_on,
             )
             over = isinstance(answer, Denied) and answer.status == 410
             if last or not over or self._arguments is None:

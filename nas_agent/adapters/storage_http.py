@@ -85,8 +85,9 @@ class StorageHttp:
         content_length: int | None = None,
         headers: Mapping[str, str] | None = None,
         max_response_bytes: int = 1 << 20,
+        give_up_on: frozenset[str] = frozenset(),
     ) -> ClientResponse | Denied:
-        """Send until an answer counts; a 2xx answer or a final refusal.
+        """Send until an answer counts; a 2xx answer, a final refusal, or one with a code of `give_up_on`.
 
         Raises `Unavailable` when patience ended without any answer, `RemoteError` when the peer broke the protocol.
         """
@@ -105,6 +106,8 @@ class StorageHttp:
                 )
                 answer = _judge(response)
                 if not isinstance(answer, Denied) or answer.status not in _RETRY_STATUS:
+                    return answer
+                if answer.refusal.code in give_up_on:
                     return answer
                 fault = answer
             except Unavailable as error:
