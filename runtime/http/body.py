@@ -1,37 +1,30 @@
 """The request body as the handler reads it: on demand, one chunk at a time, under limits.
 
 Rules: no byte is read from the socket before the handler asks; `100 Continue` goes out at that moment; a
-failed body stays failed and the connection ends after the answer. h11 decides the framing.
+failed body stays failed and the connection ends after the answer. A request with a body is read by h11, which
+thereby checks header and framing a second time, independently of `strict`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import h11
 import trio
 
 from runtime.errors import PeerGoneError, RemoteError
-from runtime.http.limits import CHUNK_BYTES, HttpLimits
+from runtime.http.limits import CHUNK_BYTES, HEAD_BYTES_MAX, HttpLimits
 from runtime.http.rate import RateWatch, TooSlowError
 from runtime.http.strict import Head
 
 _FAULTS = (trio.BrokenResourceError, trio.ClosedResourceError)
-BytesWriter = Callable[[bytes], Awaitable[None]]
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RequestBody:
     """See runtime.http.types.Body; one per request, used by the connection that made it."""
 
-    def __init__(
-        self,
-        conn: h11.Connection,
-        stream: trio.abc.Stream,
-        head: Head,
-        buffered: bytearray,
-        limits: HttpLimits,
-    ) -> None:
-        self._conn = conn
+    def __init__(self, stream: trio.abc.Stream, head: Head, buffered: bytearray, limits: HttpLimits) -> None:
         self._stream = stream
         self._buffered = buffered
         self._limits = limits
@@ -41,8 +34,10 @@ class RequestBody:
         self._declared = head.content_length or 0
         self._fed = 0
         self.received_bytes = 0
-        self.done = False
+        self.done = not (head.chunked or head.content_length)
         self.failed = False
+        if not self.done:
+            self._conn = _open_framing(head)
 
     @property
     def remaining_bytes(self) -> int | None:
@@ -117,8 +112,7 @@ class RequestBody:
             with self._rate.wait():
                 if self._unsent_continue:
                     self._unsent_continue = False
-                    informational = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-                    await self._stream.send_all(self._conn.send(informational) or b"")
+                    await self._stream.send_all(_CONTINUE)
                 data = bytes(await self._stream.receive_some(CHUNK_BYTES))
         except TooSlowError as exc:
             rate = self._limits.body_rate_bytes_per_s
@@ -128,6 +122,17 @@ class RequestBody:
             raise PeerGoneError("the connection broke inside the request body") from exc
         self._rate.moved(len(data))
         return data
+
+
+def _open_framing(head: Head) -> h11.Connection:
+    """Give the header to h11; raises RemoteError when it disagrees with `strict`."""
+    conn = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+    try:
+        conn.receive_data(head.raw)
+        conn.next_event()
+    except h11.RemoteProtocolError as exc:
+        raise RemoteError(str(exc), status=exc.error_status_hint, code="bad-request") from exc
+    return conn
 
 
 class _Chunks:

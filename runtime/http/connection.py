@@ -11,7 +11,6 @@ import enum
 import math
 from collections.abc import Callable
 
-import h11
 import trio
 
 from runtime.clock import Clock
@@ -61,8 +60,7 @@ class HttpConnection:
         self._log = log
         self._on_phase = on_phase
         self._stopping = stopping
-        self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
-        self._out = Outgoing(self._conn, stream, limits)
+        self._out = Outgoing(stream, limits)
         self._buffer = bytearray()
         self._is_first = True
         self.scope = trio.CancelScope()
@@ -97,15 +95,10 @@ class HttpConnection:
                 return False
             started = trio.current_time()
             head = parse_head(raw, secure=self._secure)
-            self._conn.receive_data(raw)
-            self._conn.next_event()
+            body = RequestBody(self._stream, head, self._buffer, self._limits)
         except RemoteError as exc:
             await self._answer_refusal(exc, started=started)
             return False
-        except h11.RemoteProtocolError as exc:
-            await self._answer_refusal(refuse(str(exc), exc.error_status_hint), started=started)
-            return False
-        body = RequestBody(self._conn, self._stream, head, self._buffer, self._limits)
         return await self._handle(head, body, started, last=last)
 
     async def _read_head(self) -> bytes | None:
@@ -161,7 +154,6 @@ class HttpConnection:
                 if self._buffer or not body.done:
                     await self._linger()
                 return False
-            self._conn.start_next_cycle()
         except PeerGoneError:
             status = 499
             return False
@@ -170,7 +162,7 @@ class HttpConnection:
         finally:
             self.handling_since = math.inf
             self._log_request(head.method, trace, status, body.received_bytes, started)
-            self._out.head_sent, self._out.sent_body_bytes = False, 0
+            self._out.begin()
 
     async def _run_handler(self, request: Request, body: RequestBody) -> Response | None:
         declared = request.content_length or 0
@@ -178,8 +170,6 @@ class HttpConnection:
             message = f"expected a body of at most {self._limits.body_bytes_max} bytes, got {declared}"
             return error_response(413, "too-large", message)
         try:
-            if body.remaining_bytes == 0:
-                await body.next_chunk(0)  # takes h11's end of message, no I/O
             return await self._handler(request)
         except Exception as exc:  # noqa: BLE001 - the top of every handler: one answer, one line
             return self._response_for(exc, request.trace)
@@ -205,7 +195,7 @@ class HttpConnection:
             raise
         except Exception as exc:  # noqa: BLE001 - a body source of the handler may raise anything
             failed = self._response_for(exc, trace)
-            if not self._out.head_sent and failed is not None and self._conn.our_state is h11.SEND_RESPONSE:
+            if not self._out.head_sent and failed is not None:
                 await self._out.send(failed, method=method, now_s=self._clock.now_s(), close=True)
                 await self._linger()
                 return failed.status, False
@@ -256,12 +246,10 @@ class HttpConnection:
     async def _answer_refusal(self, exc: RemoteError, *, started: float | None = None) -> None:
         with trio.move_on_after(REFUSAL_SEND_S):
             response = error_response(exc.status, exc.code, str(exc))
-            if self._conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-                return
             try:
                 await self._out.send(response, method="GET", now_s=self._clock.now_s(), close=True)
                 await self._linger()
-            except (PeerGoneError, h11.LocalProtocolError):
+            except PeerGoneError:
                 pass
         trace = Trace(fields={"code": exc.code})
         self._log_request("-", trace, exc.status, 0, trio.current_time() if started is None else started)

@@ -5,8 +5,7 @@ Only the time spent waiting for the peer counts; the time that our side takes ne
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from types import TracebackType
 
 import attrs
 import trio
@@ -29,16 +28,33 @@ class RateWatch:
         """Seconds that the peer may still keep us waiting."""
         return self.grace_s + self.moved_bytes / self.rate_bytes_per_s - self.waited_s
 
-    @contextlib.contextmanager
-    def wait(self) -> Iterator[None]:
-        """Bound the enclosed wait; raises TooSlowError when the allowance is used up."""
-        start = trio.current_time()
-        with trio.move_on_after(max(0.0, self.allowed_s())) as scope:
-            yield
-        self.waited_s += trio.current_time() - start
-        if scope.cancelled_caught:
-            raise TooSlowError
+    def wait(self) -> _Wait:
+        """Bound the enclosed wait (`with`); raises TooSlowError when the allowance is used up."""
+        return _Wait(self)
 
     def moved(self, size_bytes: int) -> None:
         """Count bytes that the peer gave or took."""
         self.moved_bytes += size_bytes
+
+
+class _Wait:
+    """A context manager by hand: it stands around every read and write."""
+
+    __slots__ = ("_scope", "_start", "_watch")
+
+    def __init__(self, watch: RateWatch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._start = trio.current_time()
+        self._scope = trio.CancelScope(deadline=self._start + max(0.0, self._watch.allowed_s()))
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        swallowed = bool(self._scope.__exit__(kind, exc, trace))
+        self._watch.waited_s += trio.current_time() - self._start
+        if self._scope.cancelled_caught:
+            raise TooSlowError
+        return swallowed

@@ -1,138 +1,136 @@
 """Write one Response to the peer: bytes in one piece, files by sendfile or in steps, iterators chunked.
 
-Rules: length and framing are checked by h11 before anything is sent; a source that ends early breaks the
-connection instead of lying about the length; the peer must take bytes at a minimum rate.
+Rules: header names and values are checked before the first byte goes out, so no value can add a line; a
+source that gives fewer or more bytes than declared breaks the connection instead of lying about the length;
+the peer must take bytes at a minimum rate. HEAD, 204 and 304 carry no body.
 """
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
+import functools
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 
 import attrs
-import h11
 import trio
 
-from runtime.errors import PeerGoneError
+from runtime.errors import LocalError, PeerGoneError
 from runtime.http.limits import FILE_STEP_BYTES, HttpLimits
 from runtime.http.rate import RateWatch, TooSlowError
 from runtime.http.types import FileBody, Response
 
-_BODILESS = frozenset({204, 304})
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-_FAULTS = (trio.BrokenResourceError, trio.ClosedResourceError)
 SEND_STEP_BYTES = 256 * 1024
+JOINED_FILE_BYTES_MAX = 64 * 1024
+"""A file up to this size leaves together with its header; above it sendfile starts at once."""
+_BODILESS = frozenset({204, 304})
+_FINAL_STATUS_MIN = 200
+_FAULTS = (trio.BrokenResourceError, trio.ClosedResourceError)
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_HEADER_BLOCK = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e]*\r\n)*")
+_OWN_HEADERS = frozenset({"connection", "transfer-encoding", "date"})
 
 
 @attrs.define
 class Outgoing:
-    """Sends answers over one connection; counts what the peer took."""
+    """Sends answers over one connection; `begin` before each, then `send`."""
 
-    conn: h11.Connection
     stream: trio.abc.Stream
     limits: HttpLimits
     sent_body_bytes: int = 0
     head_sent: bool = False
-    _date: tuple[int, bytes] = (0, b"")
+
+    def begin(self) -> None:
+        """Reset the counters for the next answer."""
+        self.sent_body_bytes, self.head_sent = 0, False
 
     async def send(self, response: Response, *, method: str, now_s: float, close: bool) -> None:
-        """Send `response`; raises PeerGoneError when the peer left or was too slow, other errors before the head.
+        """Send `response`.
 
         After an error or cancellation with `head_sent` the connection must be dropped.
+
+        Raises:
+            PeerGoneError: the peer left or was too slow.
+            LocalError: malformed header, before the first byte.
+            OSError: the file cannot be read, or is shorter than said.
         """
         body = response.body
         bare = method == "HEAD" or response.status in _BODILESS
         watch = RateWatch(self.limits.rate_grace_s, self.limits.send_rate_bytes_per_s)
         if isinstance(body, bytes):
-            head = self._head(response, now_s, close, len(body))
-            await self._send_bytes(b"" if bare else body, watch, head)
+            head = encode_head(response, len(body), now_s=now_s, close=close)
+            await self._write(head if bare else head + body, watch)
+            self.sent_body_bytes += 0 if bare else len(body)
         elif isinstance(body, FileBody):
             with open_range(body) as fd:
-                head = self._head(response, now_s, close, body.length_bytes)
-                await (self._send_bytes(b"", watch, head) if bare else self._send_file(body, fd, watch, head))
+                head = encode_head(response, body.length_bytes, now_s=now_s, close=close)
+                await (self._write(head, watch) if bare else self._send_file(body, fd, watch, head))
         else:
             async with _closing(body):
-                head = self._head(response, now_s, close, None)
-                await (self._send_bytes(b"", watch, head) if bare else self._send_iterator(body, watch, head))
-
-    def _head(self, response: Response, now_s: float, close: bool, length: int | None) -> bytes:  # noqa: FBT001
-        headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in response.headers]
-        if length is not None and response.status not in _BODILESS and response.status >= 200:
-            headers.append((b"content-length", b"%d" % length))
-        headers.append((b"date", self._date_line(int(now_s))))
-        if close:
-            headers.append((b"connection", b"close"))
-        reason = _REASONS.get(response.status, "").encode("ascii")
-        event = h11.Response(status_code=response.status, headers=headers, reason=reason)
-        return self.conn.send(event) or b""
-
-    def _date_line(self, second: int) -> bytes:
-        if self._date[0] != second:
-            self._date = (second, email.utils.formatdate(second, usegmt=True).encode("ascii"))
-        return self._date[1]
-
-    async def _send_bytes(self, body: bytes, watch: RateWatch, head: bytes) -> None:
-        content = self.conn.send(h11.Data(data=body)) if body else b""
-        end = self.conn.send(h11.EndOfMessage()) or b""
-        await self._write(head + (content or b"") + end, watch)
-        self.sent_body_bytes += len(body)
+                head = encode_head(response, None, now_s=now_s, close=close)
+                await (self._write(head, watch) if bare else self._send_iterator(response, body, watch, head))
 
     async def _write(self, data: bytes, watch: RateWatch) -> None:
         self.head_sent = True
+        view = memoryview(data)
         try:
-            if len(data) <= SEND_STEP_BYTES:
-                with watch.wait():
-                    await self.stream.send_all(data)
-                watch.moved(len(data))
-                return
-            view = memoryview(data)
-            for start in range(0, len(data), SEND_STEP_BYTES):
-                step = view[start : start + SEND_STEP_BYTES]
+            if isinstance(self.stream, trio.SocketStream):
+                # What the socket buffer takes at once costs no task switch; the next receive is a checkpoint.
+                sent = _write_now(self.stream, view[:SEND_STEP_BYTES])
+                watch.moved(sent)
+                view = view[sent:]
+            while view:
+                step = view[:SEND_STEP_BYTES]
                 with watch.wait():
                     await self.stream.send_all(step)
                 watch.moved(len(step))
+                view = view[len(step) :]
         except TooSlowError as exc:
             raise PeerGoneError("the peer took the answer below the minimum rate") from exc
         except _FAULTS as exc:
             raise PeerGoneError("the connection broke while answering") from exc
 
-    async def _send_iterator(self, body: AsyncIterator[bytes], watch: RateWatch, head: bytes) -> None:
+    async def _send_iterator(
+        self, response: Response, body: AsyncIterator[bytes], watch: RateWatch, head: bytes
+    ) -> None:
+        declared = _declared_length(response)
         pending = head
         async for chunk in body:
-            if chunk:
-                await self._write(pending + (self.conn.send(h11.Data(data=chunk)) or b""), watch)
-                pending = b""
-                self.sent_body_bytes += len(chunk)
-        await self._write(pending + (self.conn.send(h11.EndOfMessage()) or b""), watch)
+            if not chunk:
+                continue
+            if declared is not None and self.sent_body_bytes + len(chunk) > declared:
+                raise LocalError(f"answer body: expected {declared} bytes, got more")
+            framed = chunk if declared is not None else b"%x\r\n%b\r\n" % (len(chunk), chunk)
+            await self._write(pending + framed, watch)
+            pending = b""
+            self.sent_body_bytes += len(chunk)
+        if declared is not None and self.sent_body_bytes != declared:
+            raise LocalError(f"answer body: expected {declared} bytes, got {self.sent_body_bytes}")
+        await self._write(pending + (b"0\r\n\r\n" if declared is None else b""), watch)
 
     async def _send_file(self, body: FileBody, fd: int, watch: RateWatch, head: bytes) -> None:
         offset, left = body.offset, body.length_bytes
-        plain = isinstance(self.stream, trio.SocketStream)
-        first = min(left, FILE_STEP_BYTES) if not plain or left <= FILE_STEP_BYTES // 4 else 0
-        data = read_exactly(fd, first, offset)
-        await self._write(head + data, watch)
+        sendfile = isinstance(self.stream, trio.SocketStream) and left > JOINED_FILE_BYTES_MAX
+        first = 0 if sendfile else min(left, FILE_STEP_BYTES)
+        await self._write(head + read_exactly(fd, first, offset), watch)
         offset, left = offset + first, left - first
         self.sent_body_bytes += first
         while left:
             step = min(left, FILE_STEP_BYTES)
-            if plain:
+            if sendfile:
                 step = await self._sendfile(fd, offset, step, watch)
             else:
                 await self._write(read_exactly(fd, step, offset), watch)
             offset, left = offset + step, left - step
             self.sent_body_bytes += step
-        self.conn.send_with_data_passthrough(
-            h11.Data(data=_Counted(body.length_bytes))  # type: ignore[arg-type]
-        )
-        self.conn.send(h11.EndOfMessage())
 
     async def _sendfile(self, fd: int, offset: int, length: int, watch: RateWatch) -> int:
-        assert isinstance(self.stream, trio.SocketStream)  # noqa: S101
+        assert isinstance(self.stream, trio.SocketStream)  # noqa: S101 - chosen by _send_file
         sock = self.stream.socket
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint()
         while True:
             try:
                 sent = os.sendfile(sock.fileno(), fd, offset, length)
@@ -148,18 +146,56 @@ class Outgoing:
             if sent == 0:
                 raise OSError(f"file ended at byte {offset} while it was being sent")
             watch.moved(sent)
-            await trio.lowlevel.cancel_shielded_checkpoint()
             return sent
 
 
-class _Counted:
-    """Stands for file bytes that the kernel sends: h11 only needs their length to check the framing."""
+def encode_head(response: Response, length: int | None, *, now_s: float, close: bool) -> bytes:
+    """Encode status line and headers; `length` None means chunked unless the response declares a length.
 
-    def __init__(self, length_bytes: int) -> None:
-        self._length_bytes = length_bytes
+    Raises:
+        LocalError: a name or value is malformed, or a header that only the server sets.
+    """
+    headers = [f"{name}: {value}\r\n" for name, value in response.headers]
+    names = {name.lower() for name, _ in response.headers}
+    if names & _OWN_HEADERS or response.status < _FINAL_STATUS_MIN:
+        raise LocalError(
+            f"answer {response.status}: expected a final status and none of {sorted(_OWN_HEADERS)}"
+        )
+    if length is None:
+        if "content-length" not in names:
+            headers.append("transfer-encoding: chunked\r\n")
+    elif response.status not in _BODILESS:
+        if "content-length" in names:
+            raise LocalError("answer: content-length is set by the server")
+        headers.append(f"content-length: {length}\r\n")
+    headers.append(_date_line(int(now_s)))
+    if close:
+        headers.append("connection: close\r\n")
+    block = "".join(headers)
+    # One line end per header: a value that carries its own cannot pass for two headers.
+    if block.count("\n") != len(headers) or _HEADER_BLOCK.fullmatch(block) is None:
+        raise LocalError(f"answer {response.status}: expected printable ASCII in header names and values")
+    status_line = _STATUS_LINES.get(response.status) or f"HTTP/1.1 {response.status} \r\n"
+    return f"{status_line}{block}\r\n".encode("ascii")
 
-    def __len__(self) -> int:
-        return self._length_bytes
+
+@functools.lru_cache(maxsize=2)
+def _date_line(second: int) -> str:
+    return f"date: {email.utils.formatdate(second, usegmt=True)}\r\n"
+
+
+def _declared_length(response: Response) -> int | None:
+    values = [value for name, value in response.headers if name.lower() == "content-length"]
+    return int(values[0]) if values else None
+
+
+def _write_now(stream: trio.SocketStream, data: memoryview) -> int:
+    try:
+        return os.write(stream.socket.fileno(), data)
+    except BlockingIOError:
+        return 0
+    except OSError as exc:
+        raise PeerGoneError("the connection broke while answering") from exc
 
 
 @contextlib.contextmanager
