@@ -70,7 +70,7 @@ class ServiceAnswer(Protocol):
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Iterate over the body in pieces of at most 64 KiB; raises `runtime.errors.Unavailable` when cut."""
+        """Iterate over the body in pieces of at most 64 KiB; close it when left early; raises `runtime.errors.Unavailable` when cut."""
         ...
 
 

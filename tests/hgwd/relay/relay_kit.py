@@ -244,7 +244,14 @@ def code_of(answer):
 
 @contextlib.asynccontextmanager
 async def open_rig(
-    directory, *, bytes_max=1 << 20, pack_bytes_max=1 << 20, service=None, recovered=None, hold_s=60.0
+    directory,
+    *,
+    bytes_max=1 << 20,
+    pack_bytes_max=1 << 20,
+    service=None,
+    recovered=None,
+    hold_s=60.0,
+    room_wait_s=0.0,
 ):
     """Bring the relay up on `directory`; leave as a crash would (tasks cancelled, nothing flushed)."""
     clock, log, refusals = ManualClock(), LogLines(), []
@@ -254,7 +261,7 @@ async def open_rig(
         Database(directory / "relay.sqlite", spool_rows.MIGRATIONS) as database,
         trio.open_nursery() as nursery,
     ):
-        spool = Spool(files, database, SpoolLimits(bytes_max, pack_bytes_max), clock)
+        spool = Spool(files, database, SpoolLimits(bytes_max, pack_bytes_max), clock, room_wait_s=room_wait_s)
         found = await spool.recover()
         if recovered is not None:
             recovered.append(found)

@@ -107,12 +107,12 @@ async def test_a_revoked_device_is_cut_off_in_the_middle_of_a_body(tmp_path):
                 f"PUT /lan/v1/storage/v1/sessions/{nas.session}/packs/{pack} HTTP/1.1\r\nhost: x\r\n"
                 f"authorization: Bearer {nas.token}\r\ncontent-length: {len(data)}\r\n\r\n"
             )
-            await stream.send_all(head.encode() + data[: 100 * KIB])
+            await stream.send_all(head.encode() + data[: 200 * KIB])
             with trio.fail_after(5):
                 while "write" not in rig.files.calls:
                     await trio.sleep(0.01)
                 await rig.devices.revoke(nas.device)
-                await stream.send_all(data[100 * KIB :])
+                await stream.send_all(data[200 * KIB :])
                 answer = await stream.receive_some(4096)
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert (await rig.spool.totals()).spooled_packs == 0

@@ -76,6 +76,30 @@ async def test_a_full_spool_refuses_before_the_first_byte_of_the_body(tmp_path):
         assert rig.files.calls.count("create") == 1
 
 
+async def test_a_pack_waits_a_moment_for_room_while_others_are_leaving(tmp_path):
+    async with open_rig(tmp_path, bytes_max=100 * KIB, room_wait_s=5) as rig:
+        nas = await rig.pair()
+        await nas.open()
+        await nas.put(*make_pack(80 * KIB))
+        late = make_pack(10 * KIB)
+        rig.service.gate = trio.Event()
+        rig.forward()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def open_the_gate_later():
+                await trio.sleep(0.1)
+                rig.service.gate.set()
+
+            with trio.fail_after(2):
+                assert (await nas.put(*late)).status == 202
+        rig.spool.line_up = lambda: False  # nothing leaves: no sense in waiting
+        rig.service.down = True
+        await nas.put(*make_pack(80 * KIB))
+        with trio.fail_after(2):
+            assert (await nas.put(*make_pack(10 * KIB))).status == 429
+
+
 async def test_a_pack_larger_than_the_spool_is_not_worth_a_retry(tmp_path):
     async with open_rig(tmp_path, bytes_max=8 * KIB) as rig:
         nas = await rig.pair()
