@@ -11,9 +11,11 @@ Files are the machine's own: nothing of the disk is emulated here, and kill -9 d
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pwd
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +111,7 @@ class Host:
     def _end(self) -> None:
         if self._power is None:
             return
-        os.kill(self._init, 9)
+        os.kill(self._init, signal.SIGKILL)
         self._power.communicate()  # returns when the kernel has ended every process of the PID namespace
         for process in self.processes:
             process.wait(10)
@@ -170,23 +172,25 @@ class Host:
             ProcessEndedError: it did not end within `timeout_s`, or, with `check`, its exit status is not 0.
         """
         self.power_on()
-        try:
-            done = subprocess.run(
-                self._command(argv, cwd, user),
-                input=stdin,
-                capture_output=True,
-                timeout=timeout_s,
-                env=env,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            self._command(argv, cwd, user), stdin=pipe, stdout=pipe, stderr=pipe, env=env
+        ) as launcher:
+            try:
+                output, errors = launcher.communicate(stdin, timeout=timeout_s)
+            except subprocess.TimeoutExpired as error:
+                # The launcher alone would leave the program behind: nsenter passes no signal on.
+                for pid in descendants([launcher.pid]):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                words = f"{self.name}: {' '.join(argv)} still running after {timeout_s} s"
+                raise ProcessEndedError(words) from error
+        if check and launcher.returncode != 0:
+            words = (output + errors).decode("utf-8", "replace").strip()
             raise ProcessEndedError(
-                f"{self.name}: {' '.join(argv)} still running after {timeout_s} s"
-            ) from error
-        if check and done.returncode != 0:
-            words = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
-            raise ProcessEndedError(f"{self.name}: {' '.join(argv)} ended with {done.returncode}: {words}")
-        return done
+                f"{self.name}: {' '.join(argv)} ended with {launcher.returncode}: {words}"
+            )
+        return subprocess.CompletedProcess(list(argv), launcher.returncode, output, errors)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in a thread of this process that stands in the host's network; return what it returns.

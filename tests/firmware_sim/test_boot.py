@@ -31,7 +31,7 @@ def test_the_factory_files_are_a_configuration_that_hgwd_accepts(tmp_path: Path)
     (tmp_path / "hgwd.toml").write_text(text)
     config = load_hgwd_config(tmp_path / "hgwd.toml")
     assert config.spool.bytes_max == 24 * 1024 * 1024
-    assert config.spool.pack_bytes_max == 4 * 1024 * 1024
+    assert config.spool.pack_bytes_max == 5 * 1024 * 1024
     named = {config.carrier.ca_file, config.carrier.image_root_file, config.carrier.director_root_file}
     named |= {config.gateway.device_secret_file, config.admin.password_file}
     assert named == {f"/data/{name}" for name in files if name != "hgwd.toml"}

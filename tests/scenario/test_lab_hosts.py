@@ -92,6 +92,12 @@ def test_a_program_can_run_without_root(lab: Lab) -> None:
     assert done.stdout == b"nobody\n"
 
 
+def test_a_run_over_its_time_is_ended_and_says_so(lab: Lab) -> None:
+    with pytest.raises(ProcessEndedError, match=r"nas1: sleep 4245 still running after 0.3 s"):
+        lab.nas(1).run(["sleep", "4245"], timeout_s=0.3)
+    wait_until(lambda: not any(usage.command == "sleep" for usage in lab.nas(1).usages()))
+
+
 def test_a_host_sees_only_its_own_processes(lab: Lab) -> None:
     seen = lab.nas(1).run(["sh", "-c", "ls /proc | grep -c '^[0-9]'"], timeout_s=10).stdout
     assert int(seen) < 8
