@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import msgspec
@@ -18,9 +18,10 @@ import trio
 
 from nas_agent.core.retry import Patience
 from nas_agent.ports import Refusal
+from runtime.client_types import RequestBodyInput
 from runtime.clock import Clock
 from runtime.errors import EdgeError, RemoteError, Unavailable
-from runtime.http_client import ClientResponse, HttpClient
+from runtime.http_client import ClientResponse
 
 _RETRY_STATUS: Final = frozenset({429, 502, 503, 504})
 FAREWELL_S: Final = 5.0
@@ -28,6 +29,25 @@ FAREWELL_S: Final = 5.0
 BodyFactory = Callable[[], bytes | AsyncIterator[bytes]]
 Waiting = Callable[[str, str, float], None]
 """Told before each wait: code, message for a person, seconds."""
+
+
+class Requester(Protocol):
+    """What this module needs of `runtime.http_client.HttpClient`."""
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: RequestBodyInput = b"",
+        content_length: int | None = None,
+        max_response_bytes: int = 1 << 20,
+    ) -> ClientResponse:
+        """Send one request; raises `Unavailable` or `RemoteError`."""
+
+    async def aclose(self) -> None:
+        """Close kept connections."""
 
 
 class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +79,7 @@ class StorageHttp:
 
     def __init__(
         self,
-        client: HttpClient,
+        client: Requester,
         prefix: str,
         *,
         headers: Mapping[str, str],
