@@ -64,7 +64,8 @@ class SqlGcStore:
     def _condemn_one(self, contract: ContractId, now_s: int, *, dry_run: bool) -> list[facts.StoredPack]:
         with self.database.write() as connection:
             quota.lock_contract(connection, contract)
-            query = sa.select(pack).where(pack.c.contract == contract.text, _unneeded(now_s))
+            mine = sa.and_(pack.c.contract == contract.text, pack.c.state == "live")
+            query = sa.select(pack).where(mine, _unneeded(now_s))
             packs = [stored_pack(row) for row in connection.execute(query)]
             if dry_run or not packs:
                 return packs
@@ -79,7 +80,8 @@ class SqlGcStore:
 
     def claim_condemned(self, now_s: int, *, dry_run: bool) -> list[facts.StoredPack]:
         """See GcStore."""
-        ripe = sa.and_(pack.c.state == "condemned", pack.c.changed_at + CONDEMNED_S <= now_s)
+        old = sa.and_(pack.c.state == "condemned", pack.c.changed_at + CONDEMNED_S <= now_s)
+        ripe = sa.and_(old, _unneeded(now_s))  # a second look: nothing needed may ever get here
         with self.database.write() as connection:
             query = sa.select(pack).where(sa.or_(ripe, pack.c.state == "deleting")).with_for_update()
             packs = [stored_pack(row) for row in connection.execute(query)]
@@ -174,7 +176,7 @@ class SqlGcStore:
 
 
 def _unneeded(now_s: int) -> sa.ColumnElement[bool]:
-    """Live, referred to by no generation, protected by no open session and by no rebuild."""
+    """Referred to by no generation, protected by no open session and by no rebuild."""
     referred = sa.exists().where(generation_pack.c.pack_id == pack.c.pack_id)
     protected = (
         sa.exists()
@@ -182,4 +184,4 @@ def _unneeded(now_s: int) -> sa.ColumnElement[bool]:
         .where(session.c.session == session_pack.c.session)
         .where(session.c.closed_at > now_s, session.c.lease_until > now_s)
     )
-    return sa.and_(pack.c.state == "live", pack.c.protected_until <= now_s, ~referred, ~protected)
+    return sa.and_(pack.c.protected_until <= now_s, ~referred, ~protected)
