@@ -123,6 +123,9 @@ async def test_a_caller_without_a_line_is_refused_everywhere_but_for_public_file
         enrol = await client.request("POST", "/joint/v1/enrol", body=enrol_statement(generate_key(), kit))
         time = await client.request("POST", "/joint/v1/time", body=bytes(32))
         assert (enrol.status, time.status) == (403, 403)
+        assert (
+            json.loads(enrol.body) == json.loads(time.body) == {"code": "refused", "message": "not allowed"}
+        )
         forwarded = {"x-forwarded-for": "2001:db8::1", "forwarded": "for=[2001:db8::1]"}
         time = await client.request("POST", "/joint/v1/time", headers=forwarded, body=bytes(32))
         assert time.status == 403

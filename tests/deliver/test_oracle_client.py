@@ -22,6 +22,7 @@ from deliver.signing.image_repository import ImageKeys, OperatorKeys, expiry, ma
 from deliver.signing.tuf import Metadata, MetaFile, Snapshot, Targets, Timestamp, encode, sign
 from runtime.clock import SystemClock
 from wire.director import shard_of, shard_role
+from wire.ids import OperatorId
 from wire.signing import generate_key
 
 
@@ -176,15 +177,18 @@ async def test_thief_of_snapshot_and_timestamp_cannot_bring_back_older_metadata(
 
 
 async def test_an_operator_cannot_name_targets_of_another(home, program, acme, published, kit, tmp_path):
-    """Holder of {an operator's key, snapshot, timestamp}: a path outside the operator's own is never asked for."""
-    other = kit.add_operator_kit(program, "other-co")
+    """Holder of {the key of an operator of the same shard, snapshot, timestamp}: a path of its neighbour is not found."""
+    shard = shard_of(acme.operator_id)
+    names = (f"aa-{number}" for number in range(100_000))
+    neighbour = next(name for name in names if shard_of(OperatorId.parse(name)) == shard)
+    other = kit.add_operator_kit(program, neighbour)
     other.publish()
     _, evil = acme.measure(b"evil", version="6.6", release=6)
     async with kit.serving(home) as ready:
         oracle = Oracle(home, ready, tmp_path / "oracle")
         forged = forged_targets(other, evil, other.keys[0], 2)
-        program.image.add_metadata("operator-other-co", 2, forged)
-        publish_as_thief(program, {**program.image.published(), "operator-other-co": 2})
+        program.image.add_metadata(f"operator-{neighbour}", 2, forged)
+        publish_as_thief(program, {**program.image.published(), f"operator-{neighbour}": 2})
         assert await in_thread(oracle.get, evil.target_path) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
@@ -191,7 +192,7 @@ def empty(signed):
 
 
 OTHER_SHARD = "00/acme-home/lights/1.1/PR-500.hgwpkg"
-OTHER_OPERATOR = "b6/other-co/lights/1.1/PR-500.hgwpkg"
+OTHER_OPERATOR = f"{hashlib.sha256(b'other-co').hexdigest()[:2]}/other-co/lights/1.1/PR-500.hgwpkg"
 
 REFUSALS = {
     "unsigned": ({"keys": []}, "bad-signature"),
