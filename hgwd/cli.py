@@ -61,17 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     decision.add_argument("--refuse", action="store_true", help="refuse it")
     revoke = add("revoke", _revoke, "cut a paired NAS off, at once")
     revoke.add_argument("device", help="its ID, from `hgwd status`")
+    add("poll", _poll, "ask the carrier now what is to run here")
     add("password", _password, "set the password of the admin page (asks, or reads one line from a pipe)")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    config = load_hgwd_config(options.config)
+    check_listeners(config, read_wan_prefixes(config.gateway.wan_interface))
+
     from hgwd.daemon import run_daemon
     from runtime.config import describe
     from runtime.supervise import Service, run_service
-
-    config = load_hgwd_config(options.config)
-    check_listeners(config, read_wan_prefixes(config.gateway.wan_interface))
 
     async def serve(service: Service) -> None:
         service.log.info("starting", config=describe(config))
@@ -131,6 +132,11 @@ def _revoke(options: argparse.Namespace) -> int:
     if not known:
         return _fail(f"{options.device}: expected the ID of a paired device", EXIT_REFUSED)
     print(f"revoked {options.device}")
+    return EXIT_OK
+
+
+def _poll(options: argparse.Namespace) -> int:
+    _ask(load_hgwd_config(options.config), ControlRequest(command="poll"))
     return EXIT_OK
 
 

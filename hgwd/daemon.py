@@ -41,6 +41,8 @@ from hgwd.core.status import LineStatus
 from hgwd.errors import LocalUseError
 from hgwd.passwords import PasswordHash, parse_password_hash
 from hgwd.status_service import Addresses, StatusBoard
+from hgwd.update_service import UpdateService
+from hgwd.update_wiring import open_update_service
 from runtime.clock import Clock, SystemClock
 from runtime.files import load_secret
 from runtime.http import Handler, HttpLimits, Listener, Request, Response, Router, open_listener, serve_http
@@ -57,6 +59,24 @@ DATABASE_FILE: Final = "relay.sqlite"
 LOCK_FILE: Final = "lock"
 TIDY_S: Final = 600.0
 _SMALL_LISTENER: Final = HttpLimits(connections_max=16, peer_connections_max=8, body_bytes_max=64 * 1024)
+
+
+@attrs.frozen
+class StatementClock:
+    """The clock of the relay: the carrier's signed time once it is known, the machine's before (design §5.6)."""
+
+    machine: Clock
+    update: UpdateService | None
+
+    def now_s(self) -> float:
+        """See `Clock`."""
+        if self.update is None or self.update.status()["last_contact_s"] is None:
+            return self.machine.now_s()
+        return self.update.now_s()
+
+    def monotonic_s(self) -> float:
+        """See `Clock`."""
+        return self.machine.monotonic_s()
 
 
 @attrs.frozen
@@ -98,8 +118,11 @@ async def run_daemon(service: Service, config: HgwdConfig, *, clock: Clock | Non
         tls = server_context(state_dir / CERTIFICATE_FILE, state_dir / CERTIFICATE_KEY_FILE)
         database = await stack.enter_async_context(Database(state_dir / DATABASE_FILE, spool_rows.MIGRATIONS))
         metrics = Metrics("hgwd")
+        update = open_update_service(config, state, now, service.log) if config.update.enabled else None
         nursery = await stack.enter_async_context(trio.open_nursery())
-        relay = await _wire_relay(nursery, service, config, state, database, pin, metrics, now)
+        relay = await _wire_relay(
+            nursery, service, config, state, database, pin, metrics, StatementClock(now, update)
+        )
         listeners = _open_listeners(config, tls)
         board = StatusBoard(
             config=config,
@@ -111,11 +134,13 @@ async def run_daemon(service: Service, config: HgwdConfig, *, clock: Clock | Non
             metrics=relay.metrics,
             clock=now,
             addresses=_addresses(config, listeners, pin),
-            update=dict,
+            update=update,
             started_at_s=now.now_s(),
         )
         admin = _admin_page(config, listeners.admin, password, relay, board, now)
         await nursery.start(serve_control, state_dir / SOCKET_FILE, _control(relay, board))
+        if update is not None:
+            nursery.start_soon(update.run)  # the LAN does not wait for delivered software to be up
         nursery.start_soon(relay.forwarder.run)
         nursery.start_soon(_tidy, relay.spool)
         await _serve(service, config, listeners, relay.front, admin, _metrics_router(board, metrics))
@@ -207,6 +232,11 @@ def _control(relay: Relay, board: StatusBoard) -> Callable[[ControlRequest], Awa
                     return ControlAnswer(error="expected the open pairing and the digits it shows")
             case "pair-refuse":
                 result = relay.desk.refuse(request.pair)
+            case "poll":
+                if board.update is None:
+                    return ControlAnswer(error="expected update.enabled = true in the configuration")
+                board.update.poll_now()
+                result = True
             case "revoke":
                 result = await relay.devices.revoke(request.device)
         return ControlAnswer(result=msgspec.Raw(msgspec.json.encode(result)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import attrs
 
@@ -15,12 +14,15 @@ from hgwd.adapters.state import GatewayState
 from hgwd.adapters.upstream import StorageUpstream
 from hgwd.config import HgwdConfig
 from hgwd.core.status import (
+    Condition,
     DeviceStatus,
     GatewayStatus,
     LineDocument,
     QueueStatus,
     find_conditions,
+    sort_conditions,
 )
+from hgwd.update_service import UpdateService
 from runtime.clock import Clock
 from runtime.metrics import resident_memory_bytes
 
@@ -37,7 +39,7 @@ class Addresses:
 
 @attrs.define
 class StatusBoard:
-    """Collects the status; `update` is the update service's own `status`."""
+    """Collects the status; `update` is None where software delivery is switched off."""
 
     config: HgwdConfig
     state: GatewayState
@@ -48,7 +50,7 @@ class StatusBoard:
     metrics: RelayMetrics
     clock: Clock
     addresses: Addresses
-    update: Callable[[], dict[str, object]]
+    update: UpdateService | None
     started_at_s: float
 
     async def collect(self) -> GatewayStatus:
@@ -70,9 +72,14 @@ class StatusBoard:
             line=LineDocument(state=line.state, reason=line.reason, since_s=line.since_s),
             queue=queue,
             devices=await self._devices(),
-            update=self.update(),
-            conditions=find_conditions(
-                line=line, queue=queue, enrolled=enrolled, spool_failure=self.spool.failure
+            update=self.update.status() if self.update is not None else {},
+            conditions=sort_conditions(
+                [
+                    *find_conditions(
+                        line=line, queue=queue, enrolled=enrolled, spool_failure=self.spool.failure
+                    ),
+                    *self._update_conditions(),
+                ]
             ),
         )
 
@@ -99,6 +106,19 @@ class StatusBoard:
             last_problem=stats.last_problem,
             held={session: held.error.code for session, held in self.forwarder.held.items()},
         )
+
+    def _update_conditions(self) -> list[Condition]:
+        if self.update is None:
+            return []
+        return [
+            Condition(
+                code=found.code,
+                severity="critical" if found.severity == "error" else "warning",
+                ja=f"ソフトウェア配信：{found.code}",
+                en=found.text,
+            )
+            for found in self.update.conditions()
+        ]
 
     async def _devices(self) -> list[DeviceStatus]:
         return [

@@ -29,7 +29,7 @@ _PEERCRED: Final = struct.Struct("3i")
 class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the command line may ask."""
 
-    command: Literal["status", "pair-list", "pair-approve", "pair-refuse", "revoke"]
+    command: Literal["status", "pair-list", "pair-approve", "pair-refuse", "revoke", "poll"]
     pair: str = ""
     digits: str = ""
     device: str = ""

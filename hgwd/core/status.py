@@ -129,6 +129,11 @@ def find_conditions(
                 en="not enrolled for software delivery yet",
             )
         )
+    return sort_conditions(found)
+
+
+def sort_conditions(found: list[Condition]) -> list[Condition]:
+    """Return them worst first, otherwise in their order."""
     order = ("critical", "warning", "info")
     return sorted(found, key=lambda condition: order.index(condition.severity))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -147,6 +148,7 @@ def test_a_daemon_at_work(config, tmp_path):
         assert status["certificate_sha256"] in text
         assert run_hgwd(config, "pair").returncode == 3
         assert run_hgwd(config, "revoke", "a" * 32).returncode == 3
+        assert run_hgwd(config, "poll").returncode == 3  # switched off in this configuration
         check_lan(ready["lan_port"], status["certificate_sha256"])
         check_metrics(ready["metrics_port"])
         second = run_hgwd(config, "run")
@@ -161,14 +163,34 @@ def test_a_daemon_at_work(config, tmp_path):
         check_lan(ready["lan_port"], status["certificate_sha256"])
 
 
+def test_both_halves_together_start_without_a_carrier_within_the_memory_budget(config, tmp_path):
+    (tmp_path / "device-secret").write_text("ab" * 32)
+    (tmp_path / "device-secret").chmod(0o600)
+    for name in ("image-root.json", "director-root.json"):
+        (tmp_path / name).write_text("{}")
+    path = write_config(
+        tmp_path, changes=[("update", "enabled = true"), ("update", f'software_dir = "{tmp_path}/software"')]
+    )
+    with running(path) as (process, ready):
+        check_lan(
+            ready["lan_port"], json.loads(run_hgwd(path, "status", "--json").stdout)["certificate_sha256"]
+        )
+        assert run_hgwd(path, "poll").returncode == 0
+        status = json.loads(run_hgwd(path, "status", "--json").stdout)
+        assert "carrier-unavailable" in [condition["code"] for condition in status["conditions"]]
+        assert status["update"]["software"] == []
+        assert "carrier-unavailable" in run_hgwd(path, "status").stdout
+        print("idle with both halves, MiB", status["rss_bytes"] / MIB)
+        assert status["rss_bytes"] <= IDLE_BYTES_MAX, status["rss_bytes"]
+    assert process.returncode == 0
+
+
 def check_lan(port, certificate_sha256):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection("::1", port, context=context, timeout=10)
     connection.request("GET", "/lan/v1/hello")
     assert json.loads(connection.getresponse().read()) == {"product": "hgwd", "v": 1}
-    import hashlib
-
     assert hashlib.sha256(connection.sock.getpeercert(binary_form=True)).hexdigest() == certificate_sha256
     connection.close()
 
