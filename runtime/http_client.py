@@ -89,7 +89,7 @@ class HttpClient:
         self._server_name = server_name or self._host
         self._source_address = source_address
         self.limits = timeouts or ClientLimits()
-        self._slots = trio.CapacityLimiter(self.limits.connections_max)
+        self._slots = trio.Semaphore(self.limits.connections_max)
         self._idle: list[ClientConnection] = []
         self._session: ssl.SSLSession | None = None
         self._authority = _authority(self._server_name, port, secure=tls is not None)

@@ -17,7 +17,7 @@ from runtime.clock import Clock
 from runtime.errors import PeerGoneError, RemoteError, Unavailable
 from runtime.http.body import RequestBody
 from runtime.http.limits import CHUNK_BYTES, HEAD_BYTES_MAX, HttpLimits
-from runtime.http.send import Outgoing
+from runtime.http.send import Outgoing, close_body
 from runtime.http.strict import HEAD_END, Head, check_partial, parse_head, refuse
 from runtime.http.types import Handler, Peer, Request, Response, Trace, error_response
 from runtime.logs import Logger
@@ -143,7 +143,10 @@ class HttpConnection:
         status = 499
         try:
             response = await self._run_handler(request, body)
-            if response is None or (body.failed and not isinstance(response.body, bytes)):
+            if response is None:
+                return False
+            if body.failed and not isinstance(response.body, bytes):
+                await close_body(response.body)
                 return False
             status = response.status
             close = last or response.close or self._must_close(head, body)

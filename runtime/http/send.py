@@ -21,11 +21,12 @@ import trio
 from runtime.errors import LocalError, PeerGoneError
 from runtime.http.limits import FILE_STEP_BYTES, HttpLimits
 from runtime.http.rate import RateWatch, TooSlowError
-from runtime.http.types import FileBody, Response
+from runtime.http.types import FileBody, Response, ResponseBody
 
 SEND_STEP_BYTES = 256 * 1024
 JOINED_FILE_BYTES_MAX = 64 * 1024
 """A file up to this size leaves together with its header; above it sendfile starts at once."""
+CLOSE_BODY_S = 5.0
 _BODILESS = frozenset({204, 304})
 _FINAL_STATUS_MIN = 200
 _FAULTS = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -217,10 +218,15 @@ async def _closing(body: AsyncIterator[bytes]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        aclose = getattr(body, "aclose", None)
-        if aclose is not None:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await aclose()
+        await close_body(body)
+
+
+async def close_body(body: ResponseBody) -> None:
+    """Close an iterator body, sent or not, so that what feeds it ends; bounded, also when we are cancelled."""
+    aclose = getattr(body, "aclose", None)
+    if aclose is not None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_BODY_S):
+            await aclose()
 
 
 def read_exactly(fd: int, length: int, offset: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 from pathlib import Path
 
 import attrs
@@ -108,11 +109,11 @@ def small_limits() -> HttpLimits:
     return HttpLimits(header_s=0.3, idle_s=0.3, rate_grace_s=0.3, linger_s=0.3, stop_grace_s=0.3)
 
 
-@pytest.fixture
-def file_router(tmp_path):
+@pytest.fixture(scope="session")
+def file_router(tmp_path_factory):
     """Serves one file of 3 MB of changing bytes under /file; returns (router, content)."""
-    content = b"".join(number.to_bytes(4, "big") for number in range(750_000))
-    path = tmp_path / "content"
+    content = random.Random(0).randbytes(3_000_000)
+    path = tmp_path_factory.mktemp("file") / "content"
     path.write_bytes(content)
     router = Router()
 

@@ -262,6 +262,33 @@ async def test_server_that_takes_nothing_of_an_upload_is_given_up():
             await client.request("PUT", "/", body=b"x" * (64 << 20))
 
 
+async def test_one_task_may_run_a_request_inside_another(running, store_router):
+    async with running(store_router) as server, HttpClient("::1", server.port) as client:
+        async with client.stream("GET", "/") as outer:
+            inner = await client.request("GET", "/")
+            chunks = [chunk async for chunk in outer.chunks()]
+    assert b"".join(chunks) != inner.body, "two connections have two ports"
+
+
+async def test_connections_are_limited_and_waiters_served(running):
+    running_now, most = 0, 0
+
+    async def handler(_request):
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        await trio.sleep(0.01)
+        running_now -= 1
+        return Response(204)
+
+    limits = ClientLimits(connections_max=3)
+    async with running(handler) as server, HttpClient("::1", server.port, timeouts=limits) as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(12):
+                nursery.start_soon(client.request, "GET", "/")
+    assert most == 3
+
+
 async def test_nobody_listening_is_unavailable(running, store_router):
     async with running(store_router) as server:
         port = server.port

@@ -324,6 +324,73 @@ async def test_iterator_body_is_chunked_and_closed(running, exchange):
     assert closed == [True]
 
 
+@pytest.mark.parametrize(("declared", "pieces"), [("3", [b"ab"]), ("3", [b"ab", b"cd"]), ("0", [b"a"])])
+async def test_iterator_body_that_is_not_as_long_as_declared_breaks_the_connection(
+    declared, pieces, running, exchange
+):
+    async def handler(_request):
+        async def body():
+            for piece in pieces:
+                yield piece
+
+        return Response(200, (("content-length", declared),), body())
+
+    async with running(handler) as server:
+        head, body = split(await exchange(server.port, GET % (b"/", b"")))
+    assert len(body) < int(declared) or head.startswith(b"http/1.1 500 ")
+
+
+async def test_iterator_body_of_declared_length_is_sent_as_it_is(running, exchange):
+    async def handler(_request):
+        async def body():
+            yield b"ab"
+            yield b"c"
+
+        return Response(200, (("content-length", "3"),), body())
+
+    async with running(handler) as server:
+        head, body = split(await exchange(server.port, GET % (b"/", CLOSE)))
+    assert body == b"abc"
+    assert b"transfer-encoding" not in head
+
+
+async def test_answer_that_cannot_be_sent_is_closed(running, exchange):
+    """A handler may answer with an iterator after its request broke: what feeds it must end."""
+    closed = trio.Event()
+
+    class Pieces:
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            return b"x"
+
+        async def aclose(self):
+            closed.set()
+
+    async def handler(request):
+        with contextlib.suppress(RemoteError):
+            await request.body.read(1000)
+        return Response(200, (), Pieces())
+
+    async with running(handler) as server:
+        await exchange(server.port, b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        with trio.fail_after(2):
+            await closed.wait()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [(("connection", "close"),), (("content-length", "7"),), (("transfer-encoding", "x"),), (("a b", "c"),)],
+)
+async def test_headers_that_only_the_server_sets_are_a_fault_of_the_handler(headers, running, exchange):
+    async def handler(_request):
+        return Response(200, headers, b"abc")
+
+    async with running(handler) as server:
+        assert (await exchange(server.port, GET % (b"/", CLOSE))).startswith(b"HTTP/1.1 500 ")
+
+
 async def test_failing_iterator_never_looks_complete(running, exchange):
     async def handler(_request):
         async def pieces():
