@@ -30,6 +30,7 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.http.rate import RateWatch
+from runtime.http.send import close_body
 from runtime.http.types import FileBody
 from runtime.tls import DATE_FAULTS
 
@@ -110,7 +111,7 @@ class HttpClient:
             method: token in capitals.
             path: origin-form, percent-encoded by the caller, with query.
             headers: lower-case names; Host, framing and Expect are set here.
-            body: bytes, a file region, or an async iterator.
+            body: bytes, a file region, or an async iterator, which is closed whatever happens.
             content_length: an iterator's exact length; without it it is sent chunked.
             max_response_bytes: a longer answer is an error, found before it is held.
 
@@ -149,12 +150,15 @@ class HttpClient:
         exchange = Exchange(
             method, path, dict(headers or {}), body, content_length, max_response_bytes, watch
         )
-        async with self._slots:
-            with trio.CancelScope(deadline=trio.current_time() + self.limits.total_s) as scope:
-                async with self._exchanged(exchange):
-                    yield StreamedResponse(exchange.status, exchange.headers, exchange)
-            if scope.cancelled_caught:
-                raise Unavailable(f"{self._authority}: no whole answer within {self.limits.total_s:g} s")
+        try:
+            async with self._slots:
+                with trio.CancelScope(deadline=trio.current_time() + self.limits.total_s) as scope:
+                    async with self._exchanged(exchange):
+                        yield StreamedResponse(exchange.status, exchange.headers, exchange)
+                if scope.cancelled_caught:
+                    raise Unavailable(f"{self._authority}: no whole answer within {self.limits.total_s:g} s")
+        finally:
+            await close_body(body)
 
     @contextlib.asynccontextmanager
     async def _exchanged(self, exchange: Exchange) -> AsyncIterator[None]:

@@ -128,6 +128,25 @@ async def test_refused_upload_sends_no_byte_of_the_body(running, store_router):
     assert taken == []
 
 
+@pytest.mark.parametrize("path", ["/full", "/put", "/none"])
+async def test_iterator_body_is_closed_whatever_happens(path, running, store_router):
+    closed = []
+
+    async def pieces():
+        try:
+            for _ in range(5):
+                yield b"x" * 100_000
+        finally:
+            closed.append(True)
+
+    body = pieces()
+    await body.__anext__()
+    async with running(store_router) as server, HttpClient("::1", server.port) as client:
+        with contextlib.suppress(Unavailable, LocalError):
+            await client.request("PUT", path, body=body, content_length=400_000)
+    assert closed == [True]
+
+
 async def test_body_is_sent_when_the_server_never_says_continue():
     async def answer(stream):
         received = b""

@@ -472,6 +472,39 @@ async def test_longest_waiting_connection_makes_room_for_a_new_one(running, demo
             await stream.aclose()
 
 
+async def test_slow_crowd_does_not_keep_good_users_out(running, demo_router, exchange):
+    """H18: 150 half-sent headers against 30 connections, and every good request is answered."""
+    limits = HttpLimits(connections_max=30, peer_connections_max=1000)
+    async with running(demo_router, limits=limits) as server, trio.open_nursery() as nursery:
+        crowd = []
+        for _ in range(150):
+            stream = await trio.open_tcp_stream("::1", server.port)
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+            crowd.append(stream)
+        answers = []
+
+        async def ask():
+            answers.append((await exchange(server.port, GET % (b"/", CLOSE)))[:13])
+
+        for _ in range(20):
+            nursery.start_soon(ask)
+            await trio.sleep(0.005)
+        while len(answers) < 20:
+            await trio.sleep(0.01)
+        assert answers == [b"HTTP/1.1 200 "] * 20
+        for stream in crowd:
+            await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_tls_handshake_that_does_not_end_is_closed(sent, running, demo_router, exchange, certificate):
+    limits = HttpLimits(tls_handshake_s=0.2)
+    context = tls.server_context(certificate.cert, certificate.key)
+    async with running(demo_router, limits=limits, context=context) as server:
+        answer = await exchange(server.port, sent, wait_s=2)
+    assert b"HTTP/1.1" not in answer
+
+
 async def test_new_connection_is_refused_while_all_are_busy(running, exchange):
     release = trio.Event()
 
