@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import attrs
 import pytest
 
 from carrier.compose import Carrier, CarrierUrls, open_carrier
+from carrier.engines.sql.database import open_database
+from carrier.engines.sql.migrate import migrate
 from carrier.lines.addresses import Prefix
 from carrier.lines.gateways import enrolment_proof
 from carrier.lines.outcomes import GatewayEnrolled
@@ -290,12 +293,23 @@ def make_world(directory: Path, plan: str = "10gb") -> World:
     return world
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """A database file with all tables and nothing in them: copied, as migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("migrated") / "carrier.db"
+    database = open_database(f"sqlite:///{path}")
+    migrate(database)
+    database.close()
+    return path
+
+
 @pytest.fixture
-def new_world(tmp_path):
+def new_world(tmp_path, migrated):
     """Make a world in the test's directory, with another plan if asked."""
     worlds = []
 
     def make(plan: str = "10gb") -> World:
+        shutil.copy(migrated, tmp_path / "carrier.db")
         world = make_world(tmp_path, plan)
         worlds.append(world)
         return world

@@ -6,6 +6,7 @@ the program is refused, never touched.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +28,11 @@ def migrate(database: Database) -> str:
 
     Raises `LocalCarrierError` when the database was written by a newer program.
     """
-    config = Config()
-    config.set_main_option("script_location", str(SCRIPTS))
     with database.write() as connection:
+        found = current_version(connection)
+        if found == newest_version():
+            return found
+        config = _config()
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
@@ -43,8 +46,13 @@ def current_version(connection: sa.Connection) -> str:
     return MigrationContext.configure(connection).get_current_revision() or ""
 
 
+@functools.cache
 def newest_version() -> str:
     """Return the version this program needs."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
-    return ScriptDirectory.from_config(config).get_current_head() or ""
+    return config
