@@ -30,6 +30,10 @@ REFUSED = {
     "empty length": (put(b"Content-Length:\r\n", b"hello"), 400),
     "length of 19 digits": (put(b"Content-Length: 1000000000000000000\r\n"), 400),
     "length over the limit": (put(b"Content-Length: 99999999999\r\n"), 413),
+    "length over the server's limit, never read": (
+        put(b"Content-Length: 99999999999\r\n", path=b"/deaf"),
+        413,
+    ),
     "two codings": (put(CHUNKED + CHUNKED, b"0\r\n\r\n"), 400),
     "coding list": (put(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"), 501),
     "chunked twice in a list": (put(b"Transfer-Encoding: chunked, chunked\r\n", b"0\r\n\r\n"), 501),

@@ -190,6 +190,23 @@ async def test_refused_peer_that_keeps_sending_is_cut_off(autojump_clock):
     assert ended[0] <= LIMITS.linger_s + 0.2
 
 
+async def test_refused_peer_that_floods_is_cut_off_by_size(autojump_clock):
+    """Virtual time stands still while bytes flow: only the size limit can end this."""
+    async with connected(echo) as (far, ended):
+
+        async def flood():
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await far.send_all(b"GET / HTTP/1.0\r\n\r\n")
+                for _ in range(2 * LIMITS.linger_bytes_max // 65536):
+                    await far.send_all(b"x" * 65536)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            answer = await read_all(far)
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert ended == [0]
+
+
 async def test_unread_body_up_to_the_limit_is_dropped_and_the_connection_kept(autojump_clock):
     async def deaf(_request):
         return Response(204)
