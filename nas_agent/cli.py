@@ -14,25 +14,20 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 import trio
 
-from nas_agent.adapters.pairing import PairingRefusedError
 from nas_agent.adapters.state import StateDirectory
-from nas_agent.adapters.tree_writer import TargetNotEmptyError
 from nas_agent.cli_parser import build_parser
 from nas_agent.commands.backup import BackupRequest, run_backup
 from nas_agent.commands.context import Context
 from nas_agent.commands.restore import ReadRequest, RestoreRequest, run_list, run_restore, run_verify
 from nas_agent.commands.setup import (
     InitRequest,
-    PairRequest,
     run_init,
     run_key_recover,
     run_key_sheet,
     run_key_show,
-    run_pair,
     run_status,
 )
 from nas_agent.config import load_agent_config
@@ -44,7 +39,7 @@ from nas_agent.keys.contract import KdfCost
 from nas_agent.keys.errors import KeysError
 from nas_agent.ports import Refusal
 from nas_agent.terminal import Terminal
-from runtime.errors import ConfigError, EdgeError, LocalError
+from runtime.errors import EdgeError, LocalError
 from runtime.files import load_secret
 from wire.errors import WireError
 from wire.ids import BackupSetName, ContractId
@@ -77,17 +72,9 @@ def _fail_known(terminal: Terminal, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return _fail(terminal, 1, "interrupted", "interrupted; run the same again, what was sent is kept")
     if isinstance(error, EdgeError | KeysError | WireError):
-        exit_code: ExitCode = _REFUSALS.get(type(error), 1)
+        exit_code: ExitCode = 4 if isinstance(error, VaultRefusedError) else getattr(error, "exit_code", 1)
         return _fail(terminal, exit_code, getattr(error, "code", _code_of(error)), str(error))
     raise error
-
-
-_REFUSALS: Final[dict[type[Exception], ExitCode]] = {
-    ConfigError: 2,
-    TargetNotEmptyError: 4,
-    PairingRefusedError: 4,
-    VaultRefusedError: 4,
-}
 
 
 def _code_of(error: Exception) -> str:
@@ -117,6 +104,8 @@ def _init(context: Context, options: argparse.Namespace) -> int:
 
 
 def _pair(context: Context, options: argparse.Namespace) -> int:
+    from nas_agent.commands.pair import PairRequest, run_pair
+
     if (options.enrolment_code is None) != (options.service_root is None):
         raise LocalError(
             "--enrolment-code and --service-root stand together in the opening notice: give both"

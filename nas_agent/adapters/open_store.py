@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from nas_agent.adapters.directory_files import VAULT_FILE, create_vault
 from nas_agent.adapters.directory_store import DirectoryStore
-from nas_agent.adapters.https_store import HttpsStore
 from nas_agent.adapters.state import Gateway, StateDirectory, StateError
-from nas_agent.adapters.storage_http import StorageHttp, Waiting
 from nas_agent.core.retry import Patience
 from nas_agent.core.targets import DirectoryTarget, GatewayTarget, Target
 from nas_agent.core.vault_keys import DeviceKeys, ReceiptTrust
@@ -20,9 +19,10 @@ from nas_agent.ports import VaultStore
 from runtime.clock import Clock
 from runtime.errors import LocalError
 from runtime.files import load_secret, make_dirs, write_atomic
-from runtime.http_client import HttpClient
-from runtime.tls import client_context
 from wire.storage import from_base64
+
+if TYPE_CHECKING:
+    from nas_agent.adapters.storage_http import StorageHttp
 
 LAN_STORAGE_PREFIX: Final = "/lan/v1/storage/v1"
 
@@ -32,7 +32,7 @@ class StoreOptions:
     """How to reach a store: how long to go on trying (seconds), who is told of waits, and the clock."""
 
     keep_trying_s: float
-    waiting: Waiting
+    waiting: Callable[[str, str, float], None]
     clock: Clock
 
 
@@ -55,6 +55,8 @@ def open_store(target: Target, state: StateDirectory, keys: DeviceKeys, options:
             contract_sign_key=keys.contract_sign_public,
             clock=options.clock,
         )
+    from nas_agent.adapters.https_store import HttpsStore  # a run to a directory needs no HTTP in memory
+
     gateway = enrolled_gateway(target, state)
     http = gateway_http(gateway, options)
     return HttpsStore(http, contract=keys.contract, device=keys.device, clock=options.clock)
@@ -62,6 +64,10 @@ def open_store(target: Target, state: StateDirectory, keys: DeviceKeys, options:
 
 def gateway_http(gateway: Gateway, options: StoreOptions) -> StorageHttp:
     """Return the storage protocol through a paired gateway, its certificate pinned."""
+    from nas_agent.adapters.storage_http import StorageHttp
+    from runtime.http_client import HttpClient
+    from runtime.tls import client_context
+
     client = HttpClient(gateway.host, gateway.port, client_context(), pin_sha256=gateway.certificate_sha256)
     return StorageHttp(
         client,

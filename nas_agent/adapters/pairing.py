@@ -43,6 +43,7 @@ class PairingRefusedError(LocalError):
     """The pairing did not come about; the text says why and what to do."""
 
     code = "pairing-refused"
+    exit_code = 4
 
 
 @attrs.frozen

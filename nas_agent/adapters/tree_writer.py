@@ -41,6 +41,7 @@ class TargetNotEmptyError(LocalError):
     """The target of a restore holds something already and `overwrite` was not asked for."""
 
     code = "target-not-empty"
+    exit_code = 4
 
 
 class TreeWriter:

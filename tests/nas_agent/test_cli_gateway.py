@@ -13,6 +13,8 @@ import msgspec
 import pytest
 import trio
 
+from hgwd.adapters.lan_devices import new_token
+from nas_agent.adapters.state import Gateway, StateDirectory
 from nas_agent.cli import main
 from nas_agent.events import AnyEvent
 from tests.carrier.conftest import make_world
@@ -86,7 +88,14 @@ async def nas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterat
 
 @pytest.fixture
 async def paired(nas: Nas) -> Nas:
-    code, events, _ = await nas.pair(*nas.notice)
+    """Paired as after an approval, without its waiting; enrolled by the command."""
+    gateway, token = nas.gateway, new_token()
+    state = StateDirectory(nas.home / "state")
+    await gateway.devices.add(name="nas", device_key=state.load_device().device.public, token=token)
+    state.save_gateway(
+        Gateway(host="::1", port=gateway.port, certificate_sha256=gateway.certificate_sha256, lan_token=token)
+    )
+    code, events = await nas.run("pair", "--gateway", gateway.address, *nas.passphrase, *nas.notice)
     assert code == 0, events
     return nas
 
@@ -121,6 +130,17 @@ async def test_pairing_and_enrolment_can_be_two_runs(nas: Nas) -> None:
     assert "not enrolled" in events[-1]["message"]
     code, events = await nas.run("pair", "--gateway", nas.gateway.address, *nas.passphrase, *nas.notice)
     assert code == 0, events
+
+
+async def test_pairing_again_keeps_the_enrolment(paired: Nas, source: Path) -> None:
+    before = json.loads((paired.home / "state/gateway.json").read_text())
+    code, events, _ = await paired.pair()
+    assert code == 0, events
+    after = json.loads((paired.home / "state/gateway.json").read_text())
+    assert after["lan_token"] != before["lan_token"]
+    assert {**after, "lan_token": ""} == {**before, "lan_token": ""}
+    code, events = await paired.run("backup", str(source))
+    assert (code, events[-1]["state"]) == (0, "durable")
 
 
 async def test_a_refused_pairing_leaves_no_credential(nas: Nas) -> None:
