@@ -138,6 +138,7 @@ class Catalogue:
 
     def begin_run(self) -> None:
         """Forget references and links of earlier runs and start a new entry cache."""
+        self.end_run()
         with self._lock:
             self._refs.clear()
             self._connection.execute("BEGIN IMMEDIATE")

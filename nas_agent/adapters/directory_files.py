@@ -57,7 +57,7 @@ def create_vault(root: Path, *, contract: str, owner_copy: bytes) -> None:
     make_dirs(root)
     if any(root.iterdir()):
         raise LocalError(f"vault {root}: expected an empty directory")
-    for name in ("packs", "sessions", "generations", "trash"):
+    for name in ("packs", "sessions", "generations"):
         make_dirs(root / name)
     write_atomic(root / OWNER_FILE, owner_copy)
     write_atomic(root / VAULT_FILE, msgspec.json.encode(VaultDescription(contract=contract)))
