@@ -82,7 +82,7 @@ def decide_quote(
     same = [variant for variant in known if variant.target_path == package.target_path]
     if same and same[0].sha256 == package.sha256:
         return Registered(package.target_path)
-    refusal = _check_history(package, known, change)
+    refusal = _check_history(package, known, change) or _check_texts(package)
     if refusal is not None:
         return refusal
     stored_bytes = package.stored_bytes + sum(
@@ -153,6 +153,16 @@ def _check_history(package: Measured, known: Sequence[KnownVariant], change: str
     if released and released != {manifest.release}:
         message = f"release: variants of {manifest.version} have {max(released)}, got {manifest.release}"
         return Refused("release-not-higher", "JNT-50", message)
+    return None
+
+
+def _check_texts(package: Measured) -> Refused | None:
+    """Customers must be shown content and price (JNT-32)."""
+    texts = {"description": package.manifest.description, "price_text": package.manifest.price_text}
+    missing = [name for name, text in texts.items() if not text.strip()]
+    if missing:
+        message = f"manifest: {' and '.join(missing)}: expected text that customers are shown, got none"
+        return Refused("text-missing", "JNT-32", message)
     return None
 
 

@@ -29,6 +29,7 @@ from deliver.services.director_documents import (
     want_new_document,
 )
 from deliver.services.operators import Operator
+from wire.director import SOFTWARE_PER_GATEWAY_MAX as SOFTWARE_MAX
 from wire.errors import FormatError
 from wire.ids import CustomerId
 from wire.joint import OperatorSubmit, RolloutAnswer, RolloutRequest, RolloutTarget
@@ -86,6 +87,11 @@ class RolloutService:
                 return _refused(customer, outcome)
             row = _find_target(connection, order, customer)
             footprint_bytes = outcome.variant.custom.footprint_bytes
+            if (row is None or row["state"] == "ended") and _count_softwares(
+                connection, customer
+            ) >= SOFTWARE_MAX:
+                message = f"the line has {SOFTWARE_MAX} softwares already: end one first"
+                return _refused(customer, Refused("too-many", "JNT-02", message))
             if row is None or row["state"] not in WANTED_STATES:
                 _register(connection, order, customer, row, footprint_bytes, now_s)
             elif row["version"] != order.version:
@@ -131,6 +137,12 @@ def _key(row: sa.RowMapping) -> Any:
         table.software == row["software"],
         table.customer == row["customer"],
     )
+
+
+def _count_softwares(connection: sa.Connection, customer: str) -> int:
+    """Count what the line's director documents name: everything not ended."""
+    named = sa.and_(joint_target.c.customer == customer, joint_target.c.state != "ended")
+    return connection.execute(sa.select(sa.func.count()).select_from(joint_target).where(named)).scalar_one()
 
 
 def _find_target(connection: sa.Connection, order: OperatorSubmit, customer: str) -> sa.RowMapping | None:

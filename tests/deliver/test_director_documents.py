@@ -253,3 +253,19 @@ def test_two_gateways_of_a_line_have_documents_of_their_own(program, acme, gatew
     for item in (gateway, second):
         assert [entry.action for entry in document(program, item)[1].software] == ["install"]
     assert second[1].director_path != gateway[1].director_path
+
+
+def test_JNT_02_a_line_takes_at_most_32_softwares(program, acme, gateway, kit):
+    packages = []
+    for number in range(33):
+        name = f"soft-{number:02d}"
+        package, outcome = acme.publish(version=number + 1, earlier=packages, software=name)
+        assert outcome.role_version == number + 1
+        packages.append(package)
+        (target,) = roll_out(program, kit, software=name).targets
+        expected = ("delivering", None) if number < 32 else ("refused", "JNT-02")
+        assert (target.state, target.rule) == expected
+    assert len(document(program, gateway)[1].software) == 32
+    roll_out(program, kit, software="soft-00", action="remove")
+    report(program, gateway, 1, software="acme-home/soft-00", state="Uninstalled")
+    assert roll_out(program, kit, software="soft-32").targets[0].state == "delivering"

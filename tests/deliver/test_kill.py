@@ -133,11 +133,11 @@ def test_killed_at_any_moment_the_repository_is_whole_and_each_version_is_charge
 ):
     packages = []
     killed_before_the_answer = 0
+    server = ServerProcess(home)
     for number in range(1, KILLS + 1):
         change = "new" if number == 1 else "change"
         data, package = acme.measure(b"x" * number, version=f"{number}.0", release=number)
         metadata = acme.metadata([*packages, package], version=number)
-        server = ServerProcess(home)
         delay_s = 0.0 if number == 1 else seeded_random.uniform(0.02, 0.12)
         quote, accepted = kill_while_submitting(home, server, delay_s, acme, data, package, change, metadata)
         killed_before_the_answer += not accepted
@@ -146,10 +146,10 @@ def test_killed_at_any_moment_the_repository_is_whole_and_each_version_is_charge
         seen = check_repository(home).get("operator-acme-home", 0)
         assert seen == number if accepted else seen in {number - 1, number}
         _, accepted = trio.run(submit, home, server.port, acme, data, package, change, metadata, quote)
-        server.kill()
         assert accepted
         assert check_repository(home)["operator-acme-home"] == number
         packages.append(package)
+    server.kill()
     with program.database.read() as connection:
         events = read_events(connection, "acme-home")
     assert len(events) == KILLS

@@ -18,9 +18,9 @@ from wire.storage import verify_receipt_key
 
 
 def test_init_takes_less_than_five_seconds_and_refuses_to_run_twice(tmp_path):
-    started = time.monotonic()
+    started_s = time.process_time()  # not wall time: other tests may share the processor
     make_carrier(tmp_path / "c", DeliverConfig(), ["::1"], now_s=time.time())
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started_s < 5
     before = {p: p.read_bytes() for p in (tmp_path / "c").rglob("*") if p.is_file()}
     with pytest.raises(LocalError, match="runs once"):
         make_carrier(tmp_path / "c", DeliverConfig(), ["::1"], now_s=time.time())

@@ -124,6 +124,14 @@ def test_JNT_07_a_series_with_less_room_is_refused_at_upload(acme):
     assert "PR-400" in refusal.message
 
 
+@pytest.mark.parametrize("field", ["description", "price_text"])
+def test_JNT_32_content_and_price_must_be_shown_to_customers(acme, field):
+    data, package = acme.measure(**{field: " "})
+    refusal = acme.quote(data, package)
+    assert (refusal.code, refusal.rule) == ("text-missing", "JNT-32")
+    assert field in refusal.message
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
