@@ -11,6 +11,7 @@
         lab.gateway(1).power_cut()                            # kill -9 of the whole tree, no farewell packets
         hgwd.kill(); hgwd.usage().peak_bytes; lab.gateway(1).peak_bytes; lab.gateway(1).usages()
         page = lab.nas(1).call(lambda: urlopen("https://192.168.1.1/…").read())   # Python code from the LAN
+        lab.publish("gw1", "192.168.1.1", 8444)               # → port on this machine's 127.0.0.1, for a browser
         lab.forge(2, source=lab.addresses(1).wan); lab.forged_packets()            # dropped and counted: 2
 
 Addresses: `lab.carrier_address`; per line `lab.addresses(n)` with `.prefix` (/56), `.wan`, `.lan_prefix`, `.nas`,

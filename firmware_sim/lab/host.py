@@ -202,7 +202,7 @@ class Host:
 
         def inside() -> None:
             try:
-                _enter_network(self.namespace)
+                enter_network(self.namespace)
                 results.append(function())
             except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
                 errors.append(error)
@@ -241,7 +241,12 @@ def _identity(user: str) -> list[str]:
     return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups", "--"]
 
 
-def _enter_network(namespace: str) -> None:
+def enter_network(namespace: str) -> None:
+    """Move the calling thread into a host's network, for good.
+
+    Raises:
+        LabError: no such namespace, or no right to enter it.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     handle = os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
     try:

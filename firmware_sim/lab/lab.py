@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from firmware_sim.lab.topology import LineAddresses, Names
 from firmware_sim.profile import Profile
 
 SAMPLE_INTERVAL_S = 0.2
+END_TIMEOUT_S = 10.0
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +62,7 @@ class Lab:
         self._addresses = {n: LineAddresses(n, 0) for n in range(1, spec.lines + 1)}
         self._faults = dict.fromkeys(self._addresses, HEALTHY)
         self._hosts: dict[str, Host] = {}
+        self._forwarders: list[subprocess.Popen[bytes]] = []
         self._delay_lines: dict[int, shaping.DelayLine] = {}
 
     @property
@@ -194,6 +198,34 @@ class Lab:
         ]
         return int(counters[0])
 
+    def publish(self, host: str, address: str, port: int, *, local_port: int = 0) -> int:
+        """Make a TCP port of a host reachable on this machine's loopback and return the port there; ends with the lab.
+
+        A page that checks its Host header must know 127.0.0.1 with that port: ask for `local_port` = `port` then;
+        0 takes any free one.
+
+        Raises:
+            LabError: no such host, or the forwarder did not start.
+        """
+        namespace = self.host(host).namespace
+        argv = [
+            sys.executable,
+            "-m",
+            "firmware_sim.lab.forward",
+            namespace,
+            address,
+            str(port),
+            str(local_port),
+        ]
+        forwarder = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self._forwarders.append(forwarder)
+        words = forwarder.stdout.readline().split() if forwarder.stdout is not None else []
+        if len(words) != 2 or words[0] != b"listening":
+            raise LabError(f"lab: cannot publish {host} [{address}]:{port}")
+        return int(words[1])
+
     def _build(self, logs: Path) -> None:
         hosts = topology.host_names(self.spec.lines)
         for host in hosts:
@@ -231,6 +263,8 @@ class Lab:
             host.power_off()
         for delay_line in self._delay_lines.values():
             delay_line.end()
+        for forwarder in self._forwarders:
+            forwarder.communicate(timeout=END_TIMEOUT_S)
 
 
 @contextlib.contextmanager

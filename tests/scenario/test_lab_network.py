@@ -207,6 +207,19 @@ def test_a_delay_is_added_in_both_directions_and_taken_away_again(lab: Lab, list
     assert round_trip_s(lab, "nas1") < 0.1
 
 
+def test_a_published_port_reaches_the_host_from_this_machine(lab: Lab, listener: socket.socket) -> None:
+    port = lab.publish("gw2", lab.carrier_address, PORT)
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            assert connection.recv(100).decode() == lab.addresses(2).wan
+
+
+def test_a_published_port_that_nobody_serves_is_a_closed_connection(lab: Lab) -> None:
+    port = lab.publish("gw2", lab.carrier_address, PORT + 99)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        assert connection.recv(100) == b""
+
+
 def test_there_are_only_the_lines_that_were_asked_for(lab: Lab) -> None:
     with pytest.raises(LabError, match="1…2"):
         lab.cut(3)
