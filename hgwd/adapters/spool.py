@@ -292,7 +292,7 @@ class Spool:
             await _on_flash(self._files.sync, descriptor, full_is_broken=True)
         finally:
             os.close(descriptor)
-        return None if offer.still_allowed() else NoLongerAllowed()
+        return None
 
     async def _publish(self, part: str, offer: Offer) -> None:
         """Name the synced part and commit its row; not interrupted half-way by a cancellation."""

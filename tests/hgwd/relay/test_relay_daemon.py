@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hgwd.cli import main
 from runtime.tls import make_self_signed
 
 ROOT = Path(__file__).parents[3]
@@ -107,15 +108,21 @@ def running(config):
         ("gateway", 'wan_interface = "../../x"', "gateway.wan_interface"),
     ],
 )
-def test_a_wrong_configuration_is_one_line_and_exit_code_2(tmp_path, section, line, expected):
+def test_a_wrong_configuration_is_one_line_and_exit_code_2(tmp_path, capsys, section, line, expected):
     path = write_config(tmp_path, changes=[(section, line)])
     for command in ("check-config", "run"):
-        done = run_hgwd(path, command)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert expected in done.stderr
-        assert done.stdout == ""
+        assert main(["--config", str(path), command]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.count("\n") == 1
+        assert expected in shown.err
+        assert shown.out == ""
     assert not (tmp_path / "state").exists()
+
+
+def test_the_process_ends_with_code_2_too(tmp_path):
+    done = run_hgwd(write_config(tmp_path, changes=[("lan", "colour = 1")]), "run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"hgwd: {tmp_path}/hgwd.toml: lan.colour: unknown key")
 
 
 def test_check_config_prints_what_counts_and_no_secret(config, tmp_path):

@@ -101,7 +101,7 @@ async def test_a_revoked_device_is_cut_off_in_the_middle_of_a_body(tmp_path):
     async with open_rig(tmp_path) as rig:
         nas = await rig.pair()
         await nas.open()
-        pack, data = make_pack(300 * KIB)
+        pack, data = make_pack(900 * KIB)
         async with await trio.open_tcp_stream("::1", rig.port) as stream:
             head = (
                 f"PUT /lan/v1/storage/v1/sessions/{nas.session}/packs/{pack} HTTP/1.1\r\nhost: x\r\n"
@@ -112,7 +112,7 @@ async def test_a_revoked_device_is_cut_off_in_the_middle_of_a_body(tmp_path):
                 while "write" not in rig.files.calls:
                     await trio.sleep(0.01)
                 await rig.devices.revoke(nas.device)
-                await stream.send_all(data[200 * KIB :])
+                await stream.send_all(data[200 * KIB : 500 * KIB])  # and no more: the rest is not waited for
                 answer = await stream.receive_some(4096)
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert (await rig.spool.totals()).spooled_packs == 0
