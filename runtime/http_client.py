@@ -203,7 +203,7 @@ class HttpClient:
     async def _start_on(self, connection: ClientConnection, exchange: Exchange) -> ClientConnection:
         try:
             await connection.start(exchange)
-        except h11.LocalProtocolError as exc:
+        except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
             await connection.close()
             raise LocalError(f"{self._authority}: the request is malformed: {exc}") from exc
         except BaseException:

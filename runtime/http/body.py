@@ -51,7 +51,6 @@ class RequestBody:
 
     async def read(self, limit_bytes: int) -> bytes:
         """See Body."""
-        self._refuse_declared(limit_bytes)
         parts = [chunk async for chunk in self.chunks(limit_bytes)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -107,9 +107,11 @@ class HttpConnection:
         patience_s = self._limits.header_s if self._is_first else self._limits.idle_s
         self._is_first = False
         self._enter(Phase.IDLE, trio.current_time() + patience_s)
-        searched = 0
+        checked = 0
+        if buffer:
+            await trio.lowlevel.checkpoint()  # pipelined requests must not keep the loop to themselves
         while True:
-            end = buffer.find(HEAD_END, searched)
+            end = buffer.find(HEAD_END, max(0, checked - len(HEAD_END) + 1))
             if end >= 0:
                 raw = bytes(buffer[: end + len(HEAD_END)])
                 if len(raw) <= HEAD_BYTES_MAX:
@@ -117,14 +119,14 @@ class HttpConnection:
                     return raw
             if buffer:
                 if end < 0:
-                    check_partial(buffer)
+                    check_partial(buffer, checked)
                 if len(buffer) > HEAD_BYTES_MAX:
                     raise refuse(
                         f"expected a header of at most {HEAD_BYTES_MAX} bytes", 431, "header-too-large"
                     )
                 if self.phase is Phase.IDLE:
                     self._enter(Phase.HEAD, trio.current_time() + self._limits.header_s)
-            searched = max(0, len(buffer) - len(HEAD_END) + 1)
+            checked = len(buffer)
             try:
                 data = await self._stream.receive_some(CHUNK_BYTES)
             except _FAULTS:

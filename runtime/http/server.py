@@ -24,7 +24,7 @@ import trio
 
 from runtime.clock import Clock, SystemClock
 from runtime.errors import LocalError
-from runtime.http.connection import HttpConnection, Phase
+from runtime.http.connection import HttpConnection, Phase, place_of, sole_cause
 from runtime.http.limits import HttpLimits
 from runtime.http.types import Handler, Peer
 from runtime.logs import Logger
@@ -226,6 +226,8 @@ class _Server:
                 await connection.serve()
                 with trio.move_on_after(CLOSE_S):
                     await stream.aclose()
+        except Exception as exc:  # noqa: BLE001 - a fault on one connection must not end the others
+            self._log_crash(exc)
         finally:
             self._forget(connection)
             await trio.aclose_forcefully(stream)
@@ -296,6 +298,12 @@ class _Server:
         for fd, _ in poller.poll(0):
             running[fd].peer_left = True
             running[fd].scope.cancel()
+
+    def _log_crash(self, exc: Exception) -> None:
+        if self._log is not None:
+            cause = sole_cause(exc)
+            where = place_of(cause)
+            self._log.error("connection_crashed", error=type(cause).__name__, detail=str(cause), where=where)
 
     def _log_full(self, reason: str) -> None:
         now = trio.current_time()

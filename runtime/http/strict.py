@@ -59,9 +59,13 @@ def refuse(message: str, status: int = 400, code: str = "bad-request") -> Remote
     return RemoteError(message, status=status, code=code)
 
 
-def check_partial(data: bytes | bytearray) -> None:
-    """Refuse at once a header beginning that can never become valid (so that nobody waits for its end)."""
-    if _FOREIGN_BYTE.search(data):
+def check_partial(data: bytes | bytearray, checked_bytes: int = 0) -> None:
+    """Refuse at once a header beginning that can never become valid (so that nobody waits for its end).
+
+    `checked_bytes` of it passed before and are not looked at again: a peer that sends single bytes must not
+    make us read the whole beginning each time.
+    """
+    if _FOREIGN_BYTE.search(data, max(0, checked_bytes - 1)):
         raise refuse("header: expected printable ASCII in lines ended by CR LF")
 
 

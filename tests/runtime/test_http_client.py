@@ -334,6 +334,8 @@ def test_malformed_request_is_our_own_fault():
                 with pytest.raises(LocalError):
                     await client.request("GET", "/a b")
                 with pytest.raises(LocalError):
+                    await client.request("GET", "/回線")
+                with pytest.raises(LocalError):
                     await client.request("GET", "/", headers={"x": "a\r\nb: c"})
 
     trio.run(main)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import socket
 import struct
@@ -19,8 +21,10 @@ from runtime.http import (
     error_response,
     json_response,
     open_listener,
+    serve_http,
 )
 from runtime.http.server import peer_key
+from runtime.logs import Logger
 
 GET = b"GET %s HTTP/1.1\r\nHost: gw.home\r\n%s\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -115,12 +119,17 @@ async def test_head_request_gets_the_length_and_no_body(running, exchange, file_
     assert body == b""
 
 
-async def test_file_that_is_too_short_is_an_error_before_the_first_byte(running, exchange, tmp_path):
+@pytest.mark.parametrize(
+    ("size", "offset", "length"), [(3, 0, 4), (3, 4, 0), (200_000, 0, 1 << 20), (3, -1, 2)]
+)
+async def test_file_that_is_too_short_is_an_error_before_the_first_byte(
+    size, offset, length, running, exchange, tmp_path
+):
     path = tmp_path / "short"
-    path.write_bytes(b"abc")
+    path.write_bytes(bytes(size))
 
     async def handler(_request):
-        return Response(200, (), FileBody(path, 0, 4))
+        return Response(200, (), FileBody(path, offset, length))
 
     async with running(handler) as server:
         head, _ = split(await exchange(server.port, GET % (b"/", CLOSE)))
@@ -291,6 +300,56 @@ async def test_each_request_makes_one_log_line_without_the_path_values(running, 
     assert line["bytes"] == 2
     assert 0 <= line["duration_s"] < 5
     assert b"hunter2" not in server.stream.getvalue()
+
+
+class BrokenClock:
+    """Fails at its first reading only."""
+
+    def __init__(self):
+        self.readings = 0
+
+    def now_s(self):
+        self.readings += 1
+        if self.readings <= 2:
+            raise ZeroDivisionError
+        return 0.0
+
+    def monotonic_s(self):
+        return 0.0
+
+
+async def test_fault_outside_every_handler_ends_one_connection_only(demo_router, exchange):
+    listener = open_listener("::1", 0)
+    stream = io.BytesIO()
+    async with trio.open_nursery() as nursery:
+        serve = functools.partial(serve_http, clock=BrokenClock(), log=Logger("test", stream))
+        await nursery.start(serve, demo_router, [listener])
+        assert await exchange(listener.port, GET % (b"/", CLOSE)) == b""
+        assert b"date: Thu, 01 Jan 1970" in await exchange(listener.port, GET % (b"/", CLOSE))
+        nursery.cancel_scope.cancel()
+    assert b"connection_crashed" in stream.getvalue()
+
+
+async def test_pipelined_requests_do_not_keep_the_loop_to_themselves(running, demo_router):
+    requests = 300
+    async with running(demo_router) as server, trio.open_nursery() as nursery:
+        turns = 0
+
+        async def count_turns():
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with await trio.open_tcp_stream("::1", server.port) as stream:
+            await stream.send_all((GET % (b"/", b"")) * (requests - 1) + GET % (b"/", CLOSE))
+            nursery.start_soon(count_turns)
+            answers = b""
+            while part := await stream.receive_some(65536):
+                answers += part
+        nursery.cancel_scope.cancel()
+    assert answers.count(b"HTTP/1.1 200 ") == requests
+    assert turns >= requests
 
 
 async def test_header_injection_by_a_handler_becomes_a_500(running, exchange):
