@@ -26,6 +26,7 @@ from deliver.engines.migrate import migrate as migrate_joint
 from deliver.http.joint import JointHttp
 from deliver.http.operator import OperatorHttp
 from deliver.http.static import StaticFiles
+from deliver.services.contract_charges import record_contracts
 from deliver.services.director_documents import DirectorDocuments
 from deliver.services.gateways import GatewayService
 from deliver.services.nonces import NonceBook
@@ -143,6 +144,8 @@ async def _serve(program: Program, roles: frozenset[str], service: Service) -> N
     if "storage" in roles:
         storage_routes(gateway_routes, program.carrier.storage)
         upkeep.append((GC_EVERY_S, program.carrier.admin.gc))
+        charge = partial(record_contracts, program.database)
+        upkeep.append((GC_EVERY_S, lambda: charge(now_s=int(program.clock.now_s()))))
     for _every_s, call in upkeep:
         await worker.run(call)
     async with trio.open_nursery() as nursery:

@@ -15,10 +15,9 @@ import attrs
 import msgspec
 import sqlalchemy as sa
 
-from carrier.ledger import events as ledger
 from carrier.ledger.billing import Invoice
 from carrier.ledger.rules import Month
-from carrier.ledger.store import MonthNotOver, close_month, read_bill, record
+from carrier.ledger.store import MonthNotOver, close_month, read_bill
 from carrier.lines import outcomes as lines_out
 from carrier.lines.addresses import Prefix
 from carrier.lines.domain import Line
@@ -29,6 +28,7 @@ from deliver.app import Program, open_program
 from deliver.config import load_home
 from deliver.domain.pricing import Refused
 from deliver.engines.schema import joint_installed, joint_target
+from deliver.services.contract_charges import record_contracts
 from deliver.services.operators import Operator, add_operator, sign_shards
 from deliver.signing.keystore import OFFLINE, KeyStore
 from runtime.errors import EdgeError, LocalError
@@ -227,15 +227,7 @@ def contract_add(program: Program, arguments: argparse.Namespace) -> int:
     outcome = program.carrier.admin.add_contract(arguments.contract, arguments.plan, arguments.customer)
     if not isinstance(outcome, storage_out.OpeningNotice):
         return _refused(outcome)
-    event = ledger.PlanOpened(
-        at_s=int(program.clock.now_s()),
-        payer=outcome.customer_id.text,
-        token=f"azk-open/{outcome.contract}",
-        contract=outcome.contract.text,
-        plan=outcome.plan,
-    )
-    with program.database.write() as connection:
-        record(connection, event)
+    record_contracts(program.database, now_s=int(program.clock.now_s()))
     if arguments.json:
         plain = attrs.asdict(outcome, recurse=False)
         return _done(msgspec.json.encode({name: _plain(value) for name, value in plain.items()}).decode())
@@ -293,6 +285,7 @@ def show_targets(program: Program, arguments: argparse.Namespace) -> int:
 
 def show_bill(program: Program, arguments: argparse.Namespace) -> int:
     """Show the bill of a month, and close it when asked."""
+    record_contracts(program.database, now_s=int(program.clock.now_s()))
     if arguments.close:
         with program.database.write() as connection:
             outcome = close_month(
