@@ -55,7 +55,7 @@ def add_admin_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     add = contract.add_parser("add", help="open a contract and print its opening notice")
     add.add_argument("contract", type=_parsed(ContractId.parse), help="AZK and 10 digits")
     add.add_argument("--customer", type=_parsed(CustomerId.parse), required=True)
-    add.add_argument("--plan", choices=sorted(PLANS), required=True)
+    add.add_argument("--plan", type=_parsed(_plan), required=True, help=f"one of {', '.join(PLANS)}")
     add.add_argument("--json", action="store_true")
     add.set_defaults(run=_runner(contract_add))
     bill = things.add_parser("bill", help="the bill of an operator or a customer for a month")
@@ -324,6 +324,14 @@ def _parsed(parse: Callable[[str], object]) -> Callable[[str], object]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse_argument
+
+
+def _plan(text: str) -> str:
+    """Return a plan's name; `100 GB` is understood as `100gb`."""
+    name = text.lower().replace(" ", "")
+    if name not in PLANS:
+        raise ValueError(f"expected one of {', '.join(PLANS)}")
+    return name
 
 
 def _public_key(text: str) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from runtime.errors import LocalError
 from wire.errors import SignatureError
 from wire.signing import SigningKey, verify_detached
 
@@ -124,7 +125,7 @@ class SodiumSigner(Signer):
     @classmethod
     def from_priv_key_uri(cls, *_args: object, **_kwargs: object) -> Signer:
         """Not offered: keys come from `keystore.py`, never from a URI."""
-        raise NotImplementedError("keys are loaded by deliver.signing.keystore")
+        raise LocalError("signing keys: expected a key file of deliver.signing.keystore, got a URI")
 
     def sign(self, payload: bytes) -> Signature:
         """Return the signature over `payload`."""

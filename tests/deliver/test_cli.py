@@ -125,7 +125,7 @@ def test_lines_gateways_contracts_and_the_bill(admin, home, tmp_path):
     assert admin("prefix", "add", "CAF0000000001", "2001:db8:1:100::/56")[0] == 0
     gateway = ("gateway", "add", "CAF0000000001", "PR500KI00001", "--model", "PR-500", "--maker", "KI")
     assert admin(*gateway, "--secret", str(secret))[0] == 0
-    contract = ("storage-contract", "add", "AZK0000000001", "--customer", "CAF0000000001", "--plan", "100gb")
+    contract = ("storage-contract", "add", "AZK0000000001", "--customer", "CAF0000000001", "--plan", "100 GB")
     code, shown = admin(*contract, "--json")
     assert code == 0
     assert (
@@ -176,6 +176,7 @@ def test_operators_and_the_ceremony(admin, tmp_path):
         ("line", "add", "CAF1"),
         ("prefix", "add", "CAF0000000001", "10.0.0.0/8"),
         ("bill", "--payer", "x", "--month", "2026-13"),
+        ("storage-contract", "add", "AZK0000000001", "--customer", "CAF0000000001", "--plan", "3gb"),
         ("operator", "add", "acme-home", "--api-key", "zz", "--key", "00"),
     ],
 )
