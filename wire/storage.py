@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import itertools
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
@@ -225,8 +224,12 @@ def split_commit(data: bytes) -> tuple[bytes, bytes]:
     if len(data) < 4 or not 0 < root_bytes <= min(ROOT_BYTES_MAX, len(data) - 4):
         raise FormatError(f"commit: expected a root of 1 to {ROOT_BYTES_MAX} bytes, got length {root_bytes}")
     refs = data[4 + root_bytes :]
-    ids = split_ids(refs, ids_max=COMMIT_BYTES_MAX // ID_BYTES)
-    if any(left >= right for left, right in itertools.pairwise(ids)):
+    if len(refs) % ID_BYTES:
+        raise FormatError(f"commit: expected references of {ID_BYTES} bytes each, got {len(refs)} bytes")
+    if any(
+        refs[at : at + ID_BYTES] >= refs[at + ID_BYTES : at + 2 * ID_BYTES]
+        for at in range(0, len(refs) - ID_BYTES, ID_BYTES)
+    ):
         raise FormatError("commit: expected sorted, distinct references")
     return data[4 : 4 + root_bytes], refs
 

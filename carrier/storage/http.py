@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 import attrs
+import trio
 
 from carrier.storage import facts
 from carrier.storage.authority import Caller
@@ -32,6 +33,8 @@ from wire.storage import (
 )
 
 RETRY_AFTER_S: Final = 5
+COMMITS_AT_ONCE_MAX: Final = 8
+"""Each may hold a body of `COMMIT_BYTES_MAX` in memory; the others wait, unread."""
 _IDS_BYTES_MAX: Final = IDS_PER_REQUEST_MAX * ID_BYTES
 _OCTETS: Final = (("content-type", "application/octet-stream"),)
 
@@ -82,6 +85,7 @@ class StorageEdge:
     """The handlers; each checks its session anew."""
 
     service: StorageService
+    commits: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(COMMITS_AT_ONCE_MAX))
 
     async def enrol_device(self, request: Request) -> Response:
         """`POST devices`."""
@@ -131,7 +135,8 @@ class StorageEdge:
         given = await self._check(request, session, facts.Mode.APPEND)
         if isinstance(given, Response):
             return given
-        done = await self.service.commit(given, await request.body.read(COMMIT_BYTES_MAX))
+        async with self.commits:
+            done = await self.service.commit(given, await request.body.read(COMMIT_BYTES_MAX))
         if isinstance(done, Refused):
             return _refuse(request, done)
         request.trace.add(generation=done.generation.text, new=done.new, dropped=len(done.dropped))

@@ -123,15 +123,27 @@ def _check_place(
 def _require_live(
     connection: sa.Connection, contract: SqlRow, given: facts.SessionFacts, refs: bytes, now_s: int
 ) -> list[SqlRow] | out.ChunksMissing:
-    """Step c: the packs that hold every reference, all live now, or what is missing."""
-    names = [refs[start : start + ID_BYTES] for start in range(0, len(refs), ID_BYTES)]
-    places = find_chunks(connection, given, names)
-    packs = {row.pack_id: row for row in places.values()}
+    """Step c: the packs that hold every reference, all live now, or what is missing.
+
+    Memory grows with packs, not with chunks: references are looked up in batches and only counted.
+    """
+    packs: dict[int, SqlRow] = {}
+    found = 0
+    for names in quota.batches(refs):
+        places = find_chunks(connection, given, names)
+        packs.update((row.pack_id, row) for row in places.values())
+        found += len(places)
     live = quota.revive(connection, contract, given, list(packs.values()), now_s)
-    missing = [name for name in names if name not in places or places[name].pack_id not in live]
-    if missing:
-        return out.ChunksMissing(tuple(missing[:MISSING_LISTED_MAX]), len(missing))
-    return list(packs.values())
+    if found * ID_BYTES == len(refs) and len(live) == len(packs):
+        return list(packs.values())
+    missing: list[bytes] = []
+    count = 0
+    for names in quota.batches(refs):
+        places = find_chunks(connection, given, names)
+        gone = [name for name in names if name not in places or places[name].pack_id not in live]
+        count += len(gone)
+        missing += gone[: MISSING_LISTED_MAX - len(missing)]
+    return out.ChunksMissing(tuple(missing), count)
 
 
 def _make_receipt(

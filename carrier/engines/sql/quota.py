@@ -8,7 +8,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -30,13 +30,20 @@ from carrier.lines.tables import AccessType, Region
 from carrier.storage import facts
 from carrier.storage.domain import BoundLine, Entitlement, QuotaFacts, decide_capacity
 from wire.ids import ContractId
+from wire.storage import ID_BYTES
 
 IDS_PER_QUERY: Final = 500
 """Below SQLite's limit of 999 variables in old builds."""
 
 
-def batches(ids: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
-    """Cut IDs into lists that fit one query."""
+def batches(ids: Sequence[bytes] | bytes) -> Iterator[Sequence[bytes]]:
+    """Cut IDs, given as a sequence or one after another in bytes, into lists that fit one query."""
+    if isinstance(ids, bytes):
+        step = IDS_PER_QUERY * ID_BYTES
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step]
+            yield [part[at : at + ID_BYTES] for at in range(0, len(part), ID_BYTES)]
+        return
     for start in range(0, len(ids), IDS_PER_QUERY):
         yield ids[start : start + IDS_PER_QUERY]
 
