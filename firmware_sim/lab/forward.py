@@ -35,7 +35,7 @@ async def forward(listener: trio.SocketListener, address: str, port: int) -> Non
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(trio.serve_listeners, carry, [listener]))
-        await trio.lowlevel.wait_readable(sys.stdin)  # nobody writes there: readable means ended
+        await trio.lowlevel.wait_readable(sys.stdin.fileno())  # nobody writes there: readable means ended
         nursery.cancel_scope.cancel()
 
 

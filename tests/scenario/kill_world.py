@@ -31,6 +31,7 @@ PACK_BYTES_MAX = 5 << 20  # 4 MiB of frames and their trailer
 START_TIMEOUT_S = 30.0
 RUN_TIMEOUT_S = 90.0
 WAIT_FOR_BACKUP_S = 1.5
+VICTIMS = ("agent", "hgwd", "gateway", "deliver")
 
 HGWD_TOML = """\
 [gateway]
@@ -67,7 +68,7 @@ class World:
     root: Path
     deliver: Process
     hgwd: Process
-    kills: dict[str, int] = attrs.field(factory=lambda: {"agent": 0, "hgwd": 0, "deliver": 0})
+    kills: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(VICTIMS, 0))
 
     @property
     def source(self) -> Path:
@@ -106,12 +107,15 @@ class World:
         subprocess.run(["rm", "-rf", str(target)], check=True)
 
     def kill_and_restart(self, victim: str, backup: Process) -> None:
-        """Kill one program at once; a daemon is started again on what it left."""
+        """Kill one program at once (`gateway`: cut the whole machine's power); a daemon starts again on what it left."""
         self.kills[victim] += 1
         if victim == "agent":
             backup.kill()
-        elif victim == "hgwd":
-            self.hgwd.kill()
+        elif victim in {"hgwd", "gateway"}:
+            if victim == "hgwd":
+                self.hgwd.kill()
+            else:
+                self.lab.gateway(1).power_cut()
             self.hgwd = start_hgwd(self.lab, self.root)
         else:
             self.deliver.kill()
@@ -268,11 +272,11 @@ def change_source(source: Path, dice: random.Random, *, files: int, size_bytes: 
 
 
 def kill_during_backup(world: World, dice: random.Random, *, within_s: float) -> int:
-    """Start a backup, kill one program at a random moment of it, and start it again; return how many were killed.
+    """Start a backup, kill one program at a random moment of it, and start it again; return how many kills that were.
 
     A backup that only waits then (the gateway tells it to come back in half a minute) is the second victim.
     """
-    victim = dice.choice(("agent", "hgwd", "deliver"))
+    victim = dice.choice(VICTIMS)
     backup = world.start_backup()
     deadline = time.monotonic() + dice.uniform(0, within_s)
     while time.monotonic() < deadline and backup.alive:
