@@ -8,10 +8,10 @@ the peer must take bytes at a minimum rate. HEAD, 204 and 304 carry no body.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import functools
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 
@@ -32,6 +32,8 @@ _FINAL_STATUS_MIN = 200
 _FAULTS = (trio.BrokenResourceError, trio.ClosedResourceError)
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _HEADER_BLOCK = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e]*\r\n)*")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _OWN_HEADERS = frozenset({"connection", "transfer-encoding", "date"})
 
 
@@ -182,7 +184,12 @@ def encode_head(response: Response, length: int | None, *, now_s: float, close: 
 
 @functools.lru_cache(maxsize=2)
 def _date_line(second: int) -> str:
-    return f"date: {email.utils.formatdate(second, usegmt=True)}\r\n"
+    now = time.gmtime(second)  # names are fixed by RFC 9110, not by the locale
+    day, month = _DAYS[now.tm_wday], _MONTHS[now.tm_mon - 1]
+    return (
+        f"date: {day}, {now.tm_mday:02} {month} {now.tm_year:04} "
+        f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02} GMT\r\n"
+    )
 
 
 def _declared_length(response: Response) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import functools
 import io
 import os
@@ -11,6 +12,8 @@ import struct
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime import tls
 from runtime.errors import LocalError, RemoteError, Unavailable
@@ -23,6 +26,7 @@ from runtime.http import (
     open_listener,
     serve_http,
 )
+from runtime.http.send import encode_head
 from runtime.http.server import peer_key
 from runtime.logs import Logger
 
@@ -300,6 +304,12 @@ async def test_each_request_makes_one_log_line_without_the_path_values(running, 
     assert line["bytes"] == 2
     assert 0 <= line["duration_s"] < 5
     assert b"hunter2" not in server.stream.getvalue()
+
+
+@given(st.integers(0, 253402300799))
+def test_date_is_written_as_the_standard_library_writes_it(second):
+    head = encode_head(Response(204), None, now_s=second + 0.9, close=False)
+    assert f"\r\ndate: {email.utils.formatdate(second, usegmt=True)}\r\n".encode() in head
 
 
 class BrokenClock:
