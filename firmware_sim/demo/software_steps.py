@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipapp
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -45,11 +44,14 @@ def submit_package(world: World, step: Step) -> None:
     step.note("signed with the operator's own key, delegated in its shard, rolled out to one line")
 
 
-def make_source(target: Path) -> Path:
+def make_source(target: Path, *, version: str = VERSION, release: int = 1) -> Path:
     """Lay out the sample software as an operator's build would: manifest and one zipapp."""
     with resources.as_file(resources.files("firmware_sim.demo") / "software") as sample:
         target.mkdir()
-        shutil.copy(sample / "manifest.toml", target)
+        manifest = (sample / "manifest.toml").read_text(encoding="utf-8")
+        manifest = manifest.replace(f'version = "{VERSION}"', f'version = "{version}"')
+        manifest = manifest.replace("release = 1", f"release = {release}")
+        (target / "manifest.toml").write_text(manifest, encoding="utf-8")
         zipapp.create_archive(sample / "app", target / "app.pyz")
     return target
 
@@ -80,11 +82,12 @@ def _softwares(world: World) -> Iterator[Mapping[str, object]]:
 
 
 def refuse_foreign_package(world: World, step: Step) -> None:
-    """The same package signed by somebody else's key is refused at the door."""
+    """A newer version signed by somebody else's key is refused at the door."""
     state = world.root / "impostor"
     state.mkdir()
     world.deliver("key", state / "signing.key")
-    package = world.operator / "box-report.hgwpkg"
+    package = state / "box-report.hgwpkg"
+    world.deliver("pack", make_source(state / "source", version="1.0.1", release=2), "-o", package)
     world.deliver("sign", package, "--key", state / "signing.key", "--state", state)
     words = (
         *("submit", package, "--state", state, "--yes", "--change", "change"),
@@ -94,4 +97,4 @@ def refuse_foreign_package(world: World, step: Step) -> None:
     world.deliver(*words, expect=3)
     if not any(item.get("state") == "Active" for item in _softwares(world)):
         raise DemoError("the running software was disturbed by a refused submit")
-    step.note("signed by a stranger's key: refused; the running software goes on")
+    step.note("version 1.0.1 signed by a stranger's key: refused; the running version goes on")
