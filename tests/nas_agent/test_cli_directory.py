@@ -8,83 +8,16 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import attrs
-import msgspec
 import pytest
 
 from nas_agent.cli import main
-from nas_agent.events import AnyEvent, event_schema
+from nas_agent.events import event_schema
+from tests.nas_agent.nas_kit import Nas, checked
 from tests.nas_agent.nas_tree import IS_ROOT, make_tree, rsync_differences
 
 SCHEMA = Path(__file__).parents[2] / "docs/internals/nas-agent-events.schema.json"
-
-
-@attrs.define
-class Nas:
-    """One NAS with its state directory; `run` returns the exit code and the events of a command."""
-
-    home: Path
-    capture: Callable[[], Any]
-    said: str = ""
-
-    @property
-    def vault(self) -> Path:
-        return self.home / "vault"
-
-    @property
-    def target(self) -> str:
-        return f"file://{self.vault}"
-
-    def run(self, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-        code = main([*arguments, "--state", str(self.home / "state"), "--json"])
-        lines = self.capture().out.splitlines()
-        return code, [_checked(line) for line in lines]
-
-    def text(self, *arguments: str) -> int:
-        code = main([*arguments, "--state", str(self.home / "state")])
-        captured = self.capture()
-        self.said = captured.out + captured.err
-        return code
-
-    def backup(self, source: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:
-        return self.run("backup", str(source), "--to", self.target, *more)
-
-    def restore(self, to: Path, *more: str, generation: str = "latest") -> tuple[int, list[dict[str, Any]]]:
-        return self.run("restore", generation, *more, "--to", str(to), *self.reading)
-
-    @property
-    def reading(self) -> tuple[str, ...]:
-        return ("--from", self.target, "--passphrase-file", str(self.home / "pass"))
-
-
-def _checked(line: str) -> dict[str, Any]:
-    """Every line of every test fits the schema: the decoder is strict about fields and types."""
-    msgspec.json.decode(line, type=AnyEvent)
-    return json.loads(line)
-
-
-@pytest.fixture
-def nas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Nas:
-    (tmp_path / "pass").touch(mode=0o600)
-    (tmp_path / "pass").write_text("correct horse battery\n")
-    made = Nas(tmp_path, capsys.readouterr)
-    code, _ = made.run("init", "--passphrase-file", str(tmp_path / "pass"), "--kdf-memory-mib", "8")
-    assert code == 0
-    return made
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    top = tmp_path / "source"
-    top.mkdir()
-    generator = random.Random(7)
-    for number in range(20):
-        (top / f"file-{number:02}").write_bytes(generator.randbytes(50_000))
-    return top
 
 
 def test_the_schema_in_the_documents_is_the_one_the_program_speaks() -> None:
@@ -318,7 +251,7 @@ def test_an_unreadable_file_is_listed_and_everything_else_is_backed_up(
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    events = [_checked(line) for line in done.stdout.splitlines()]
+    events = [checked(line) for line in done.stdout.splitlines()]
     assert done.returncode == 3, done.stderr
     assert [(e["path"], e["reason"]) for e in events if e["event"] == "problem"] == [
         ("file-05", "unreadable")
