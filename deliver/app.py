@@ -165,14 +165,14 @@ async def _serve(program: Program, roles: frozenset[str], service: Service) -> N
 
 def _add_joint(program: Program, requests: Counter, gateways: Router, operators: Router) -> list[Upkeep]:
     home, clock, carrier = program.home, program.clock, program.carrier
-    documents, submit, nonces = program.documents(), program.submit(), NonceBook(program.database)
+    submit, rollout, nonces = program.submit(), program.rollout(), NonceBook(program.database)
     static = StaticFiles(home.image_dir, home.director_dir)
     gateways.route("GET", "/image/metadata/{name}", static.get_metadata)
     gateways.route("GET", "/image/targets/{path...}", static.get_target)
     gateways.route("GET", "/director/{path}/director.json", static.get_director)
     gateways.route("GET", "/director/{name}", static.get_director_root)
     joint = JointHttp(
-        GatewayService(program.database, carrier.registry, documents),
+        GatewayService(program.database, carrier.registry, rollout.documents),
         carrier.directory,
         nonces,
         online_keys(home).load("time"),
@@ -183,16 +183,14 @@ def _add_joint(program: Program, requests: Counter, gateways: Router, operators:
     gateways.route("POST", "/joint/v1/enrol", joint.post_enrol)
     gateways.route("POST", "/joint/v1/reports", joint.post_report)
     gateways.route("POST", "/joint/v1/time", joint.post_time)
-    operator = OperatorHttp(
-        program.database, submit, program.rollout(), nonces, carrier.worker, clock, requests
-    )
+    operator = OperatorHttp(program.database, submit, rollout, nonces, carrier.worker, clock, requests)
     operators.route("POST", "/operator/v1/quotes", operator.post_quote)
     operators.route("POST", "/operator/v1/quotes/{quote}/accept", operator.post_accept)
     operators.route("POST", "/operator/v1/rollouts", operator.post_rollout)
     every_s = float(home.config.upkeep_s)
     return [
         (every_s, lambda: submit.publish(now_s=clock.now_s())),
-        (every_s, lambda: documents.publish_pending(now_s=clock.now_s())),
+        (every_s, lambda: rollout.end_what_ended(now_s=int(clock.now_s()))),
         (every_s, lambda: submit.drop_old_quotes(now_s=int(clock.now_s()))),
     ]
 

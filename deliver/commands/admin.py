@@ -147,7 +147,7 @@ def line_add(program: Program, arguments: argparse.Namespace) -> int:
 def line_end(program: Program, arguments: argparse.Namespace) -> int:
     """End a line: authentication first, then delivery (JNT-25)."""
     ended = program.carrier.events.terminate_line(arguments.customer)
-    targets = program.rollout().end_line_targets(arguments.customer, now_s=int(program.clock.now_s()))
+    targets = program.rollout().end_what_ended(now_s=int(program.clock.now_s()))
     return _done(
         f"line {arguments.customer} ended: {ended.gateway_contracts} gateway(s), {targets} delivery target(s)"
     )
@@ -185,15 +185,10 @@ def gateway_add(program: Program, arguments: argparse.Namespace) -> int:
 
 def gateway_end(program: Program, arguments: argparse.Namespace) -> int:
     """End a gateway contract; without another gateway on the line its delivery targets end too."""
-    registry = program.carrier.registry
-    before = [item for item in registry.list_gateways() if item.serial == arguments.serial]
-    outcome = registry.end_gateway_contract(arguments.serial)
+    outcome = program.carrier.registry.end_gateway_contract(arguments.serial)
     if not isinstance(outcome, lines_out.GatewayContractEnded):
         return _refused(outcome)
-    targets = 0
-    for item in before:
-        if not any(other.customer_id == item.customer_id for other in registry.list_gateways()):
-            targets += program.rollout().end_line_targets(item.customer_id, now_s=int(program.clock.now_s()))
+    targets = program.rollout().end_what_ended(now_s=int(program.clock.now_s()))
     return _done(f"gateway {outcome.serial} ended, {targets} delivery target(s) with it")
 
 

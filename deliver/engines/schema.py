@@ -92,6 +92,7 @@ joint_gateway = sa.Table(
     sa.Column("model", sa.String(32), nullable=False),
     sa.Column("maker", sa.String(8), nullable=False),
     sa.Column("director_path", sa.String(32), nullable=False),
+    sa.Column("running", sa.Boolean, nullable=False),
     sa.Column("wanted_version", sa.BigInteger, nullable=False),
     sa.Column("published_version", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),

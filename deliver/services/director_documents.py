@@ -97,7 +97,7 @@ class DirectorDocuments:
             query.order_by(joint_target.c.operator, joint_target.c.software)
         ).mappings():
             name = f"{target['operator']}/{target['software']}"
-            if target["state"] not in WANTED_STATES:
+            if target["state"] not in WANTED_STATES or not gateway["running"]:
                 if target["state"] == "ending" or _installed(connection, gateway["gateway"], name):
                     entries.append(DirectorSoftware(software=name, action="remove"))
                 continue

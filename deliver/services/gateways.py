@@ -101,6 +101,8 @@ class GatewayService:
             )
             paths = [path for (path,) in connection.execute(sa.select(table.director_path).where(earlier))]
             connection.execute(sa.update(joint_gateway).where(earlier).values(customer=""))
+            mine = table.gateway == gateway.gateway.text
+            connection.execute(sa.update(joint_gateway).where(mine).values(running=True))
             if known is None:
                 connection.execute(sa.insert(joint_gateway), _gateway_row(gateway))
                 want_new_document(connection, gateway.customer_id.text)
@@ -121,6 +123,7 @@ def _gateway_row(gateway: GatewayEnrolled) -> dict[str, object]:
         "model": gateway.model,
         "maker": gateway.maker,
         "director_path": gateway.director_path.text,
+        "running": True,
         "wanted_version": 0,
         "published_version": 0,
         "expires_at": 0,

@@ -22,6 +22,7 @@ from carrier.lines.domain import Line
 from deliver.domain.eligibility import GatewayFacts, VariantFacts, decide_eligibility
 from deliver.domain.pricing import Refused
 from deliver.engines.schema import joint_gateway, joint_target
+from deliver.services.contract_ends import end_target, end_what_ended
 from deliver.services.director_documents import (
     WANTED_STATES,
     DirectorDocuments,
@@ -58,21 +59,18 @@ class RolloutService:
         if not known:
             message = f"{order.operator}/{order.software} {order.version}: no such version is registered"
             return Refused("not-found", "JNT-31", message)
+        end_what_ended(self.database, now_s=now_s)
         variants = [facts for facts, _ in known]
         change = self._install if request.action == "install" else self._remove
         targets = tuple(change(order, variants, customer, now_s) for customer in request.customers)
         self.documents.publish_pending(now_s=now_s)
         return RolloutAnswer(targets=targets)
 
-    def end_line_targets(self, customer: CustomerId, *, now_s: int) -> int:
-        """End every target of a line whose contract or gateway ended (JNT-25); returns how many."""
-        with self.database.write() as connection:
-            where = sa.and_(joint_target.c.customer == customer.text, joint_target.c.state.in_(WANTED_STATES))
-            rows = connection.execute(sa.select(joint_target).where(where)).mappings().all()
-            for row in rows:
-                _end_target(connection, row, now_s)
+    def end_what_ended(self, *, now_s: int) -> int:
+        """End delivery where line or gateway contract ended (JNT-25), and tell the gateways; returns how many targets."""
+        ended = end_what_ended(self.database, now_s=now_s)
         self.documents.publish_pending(now_s=now_s)
-        return len(rows)
+        return ended
 
     def _install(
         self, order: OperatorSubmit, variants: Sequence[VariantFacts], customer: str, now_s: int
@@ -112,7 +110,7 @@ class RolloutService:
                 )
             if row["state"] not in WANTED_STATES:
                 return RolloutTarget(customer=customer, state=row["state"])
-            _end_target(connection, row, now_s)
+            end_target(connection, row, now_s)
         return RolloutTarget(customer=customer, state="ending")
 
 
@@ -124,7 +122,7 @@ def _gateways(connection: sa.Connection, customer: str) -> list[GatewayFacts]:
     table = joint_gateway.c
     query = (
         sa.select(table.serial, table.model, table.maker)
-        .where(table.customer == customer)
+        .where(table.customer == customer, table.running)
         .order_by(table.serial)
     )
     return [GatewayFacts(serial, model, maker) for serial, model, maker in connection.execute(query)]
@@ -208,16 +206,3 @@ def _change(
         footprint_bytes=footprint_bytes,
     )
     record(connection, event)
-
-
-def _end_target(connection: sa.Connection, row: sa.RowMapping, now_s: int) -> None:
-    connection.execute(sa.update(joint_target).where(_key(row)).values(state="ending", changed_at=now_s))
-    event = ledger.TargetEnded(
-        at_s=now_s,
-        payer=row["operator"],
-        token=f"jnt-target/{row['operator']}/{row['software']}/{row['customer']}/{row['run']}/end",
-        software=f"{row['operator']}/{row['software']}",
-        target=row["customer"],
-    )
-    record(connection, event)
-    want_new_document(connection, row["customer"])

@@ -213,12 +213,48 @@ def test_a_new_version_is_an_update_and_charges_only_another_footprint(program, 
     assert {line.code for line in after.lines} == {"basic-fee/menu-1", "target-fee/plan-2"}
 
 
-def test_JNT_25_the_end_of_the_gateway_contract_ends_delivery(program, acme, gateway, kit):
+@pytest.mark.parametrize("event", ["gateway contract", "line"])
+def test_JNT_25_delivery_ends_with_the_contract_and_the_gateway_is_told(
+    program, acme, gateway, kit, clock, event
+):
     acme.publish()
     roll_out(program, kit)
-    assert program.rollout().end_line_targets(kit.CUSTOMER, now_s=kit.NOW_S) == 1
+    report(program, gateway, 1)
+    rollout = program.rollout()
+    assert rollout.end_what_ended(now_s=int(clock.now_s())) == 0
+    if event == "line":
+        program.carrier.events.terminate_line(kit.CUSTOMER)
+    else:
+        program.carrier.registry.end_gateway_contract(kit.SERIAL)
+    clock.advance(1)
+    assert rollout.end_what_ended(now_s=int(clock.now_s())) == 1
     assert target_state(program) == "ending"
-    assert program.rollout().end_line_targets(kit.CUSTOMER, now_s=kit.NOW_S) == 0
+    assert [entry.action for entry in document(program, gateway)[1].software] == ["remove"]
+    assert rollout.end_what_ended(now_s=int(clock.now_s())) == 0
+    assert roll_out(program, kit).targets[0].rule == ("JNT-20" if event == "line" else "JNT-22")
+    with program.database.read() as connection:
+        assert [type(e) for e in read_events(connection, "acme-home")].count(TargetEnded) == 1
+
+
+def test_JNT_25_another_gateway_of_the_line_keeps_the_target(program, acme, gateway, kit, clock):
+    other = kit.enrol(program, serial=GatewaySerial.parse("PR500KI00002"))
+    acme.publish()
+    roll_out(program, kit)
+    report(program, gateway, 1)
+    program.carrier.registry.end_gateway_contract(kit.SERIAL)
+    clock.advance(1)
+    assert program.rollout().end_what_ended(now_s=int(clock.now_s())) == 0
+    assert [entry.action for entry in document(program, gateway)[1].software] == ["remove"]
+    assert [entry.action for entry in document(program, other)[1].software] == ["install"]
+
+
+def test_an_unbound_key_ends_no_delivery(program, acme, gateway, kit, clock):
+    acme.publish()
+    roll_out(program, kit)
+    program.carrier.registry.forget_gateway_key(kit.SERIAL)
+    assert program.rollout().end_what_ended(now_s=int(clock.now_s())) == 0
+    renewed = kit.enrol(program)
+    assert [entry.action for entry in document(program, renewed)[1].software] == ["install"]
 
 
 def test_enrolling_the_same_key_again_gives_the_same_answer(program, gateway, kit):

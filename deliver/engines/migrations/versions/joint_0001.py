@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(length=32), nullable=False),
         sa.Column("maker", sa.String(length=8), nullable=False),
         sa.Column("director_path", sa.String(length=32), nullable=False),
+        sa.Column("running", sa.Boolean(), nullable=False),
         sa.Column("wanted_version", sa.BigInteger(), nullable=False),
         sa.Column("published_version", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
