@@ -1,7 +1,8 @@
 """JSON lines to one stream: one event per line, bounded, without secrets.
 
 Rules: the event name is a constant in snake_case, facts are fields. Values under a key that names a secret
-are replaced, long values are cut, the line has a size limit, and a failing stream never fails the program.
+are replaced, long values are cut, the line has a size limit, and a failing stream never fails the program; a
+pipe that nobody reads never stops it either: lines are then dropped and counted.
 (structlog would import asyncio into the gateway's always-on process.) Cores and libraries do not log.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import select
 import sys
 from collections.abc import Mapping
 from typing import BinaryIO
@@ -19,7 +21,9 @@ import msgspec
 from runtime.clock import Clock, SystemClock
 
 VALUE_CHARS_MAX = 2048
-LINE_BYTES_MAX = 16 * 1024
+SHORT_VALUE_CHARS_MAX = 120
+LINE_BYTES_MAX = select.PIPE_BUF
+"""What a writable pipe takes at once: a longer line could block the whole program."""
 DEPTH_MAX = 4
 ITEMS_MAX = 64
 REDACTED = "***"
@@ -59,7 +63,7 @@ def is_secret_name(name: str) -> bool:
     return "public" not in words and not _SECRET_WORDS.isdisjoint(words)
 
 
-def redact(value: object, *, depth: int = 0) -> object:
+def redact(value: object, *, depth: int = 0, value_chars_max: int = VALUE_CHARS_MAX) -> object:
     """Return `value` fit for a log: secrets replaced, strings, lists and nesting cut to their limits."""
     if isinstance(value, bool | int | float) or value is None:
         return value
@@ -69,13 +73,17 @@ def redact(value: object, *, depth: int = 0) -> object:
         return "…"
     if isinstance(value, Mapping):
         return {
-            str(key): REDACTED if is_secret_name(str(key)) else redact(item, depth=depth + 1)
+            str(key): REDACTED
+            if is_secret_name(str(key))
+            else redact(item, depth=depth + 1, value_chars_max=value_chars_max)
             for key, item in list(value.items())[:ITEMS_MAX]
         }
     if isinstance(value, list | tuple | set | frozenset):
-        return [redact(item, depth=depth + 1) for item in list(value)[:ITEMS_MAX]]
+        return [
+            redact(item, depth=depth + 1, value_chars_max=value_chars_max) for item in list(value)[:ITEMS_MAX]
+        ]
     text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= VALUE_CHARS_MAX else text[: VALUE_CHARS_MAX - 1] + "…"
+    return text if len(text) <= value_chars_max else text[: value_chars_max - 1] + "…"
 
 
 @attrs.frozen
@@ -86,6 +94,7 @@ class Logger:
     stream: BinaryIO | None = None
     clock: Clock = attrs.field(factory=SystemClock)
     bound: Mapping[str, object] = attrs.field(factory=dict)
+    _dropped: list[int] = attrs.field(factory=lambda: [0])
 
     def bind(self, **fields: object) -> Logger:
         """Return a logger whose lines also carry `fields`."""
@@ -104,13 +113,24 @@ class Logger:
         self._write("error", event, fields)
 
     def _write(self, level: str, event: str, fields: Mapping[str, object]) -> None:
-        line = encode_line(self.clock.now_s(), level, self.name, event, {**self.bound, **fields})
+        now_s = self.clock.now_s()
+        if self._dropped[0]:
+            lost = {"lines": self._dropped[0]}
+            if self._emit(encode_line(now_s, "warning", self.name, "log_lines_dropped", lost)):
+                self._dropped[0] = 0
+        if not self._emit(encode_line(now_s, level, self.name, event, {**self.bound, **fields})):
+            self._dropped[0] += 1
+
+    def _emit(self, line: bytes) -> bool:
         stream = self.stream or sys.stdout.buffer
         try:
+            if not _takes_a_line(stream):
+                return False
             stream.write(line)
             stream.flush()
         except (OSError, ValueError):
-            return  # nobody reads the log any more: the program's work matters more
+            return False  # nobody reads the log any more: the program's work matters more
+        return True
 
 
 def encode_line(now_s: float, level: str, logger: str, event: str, fields: Mapping[str, object]) -> bytes:
@@ -122,11 +142,22 @@ def encode_line(now_s: float, level: str, logger: str, event: str, fields: Mappi
         "logger": logger,
         "event": event,
     }
-    body = redact(fields)
-    line = msgspec.json.encode({**head, **body, **head} if isinstance(body, dict) else head)
-    if len(line) >= LINE_BYTES_MAX:
-        line = msgspec.json.encode({**head, "cut": f"line of {len(line)} bytes, limit {LINE_BYTES_MAX}"})
-    return line + b"\n"
+    for value_chars_max in (VALUE_CHARS_MAX, SHORT_VALUE_CHARS_MAX):
+        body = redact(dict(fields), value_chars_max=value_chars_max)
+        line = msgspec.json.encode({**head, **body, **head} if isinstance(body, dict) else head)
+        if len(line) < LINE_BYTES_MAX:
+            return line + b"\n"
+    return msgspec.json.encode({**head, "cut": f"line of {len(line)} bytes, limit {LINE_BYTES_MAX}"}) + b"\n"
+
+
+def _takes_a_line(stream: BinaryIO) -> bool:
+    """Tell whether a write would not block; true for what has no descriptor (memory)."""
+    try:
+        poller = select.poll()
+        poller.register(stream.fileno(), select.POLLOUT)
+    except (OSError, ValueError, AttributeError):
+        return True
+    return bool(poller.poll(0))
 
 
 def get_logger(name: str, *, stream: BinaryIO | None = None, clock: Clock | None = None) -> Logger:

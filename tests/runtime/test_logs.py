@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -72,9 +73,27 @@ def test_fields_cannot_forge_the_head_of_a_line():
 
 def test_long_values_and_lines_are_cut():
     assert len(written(text="x" * 100_000)["text"]) <= 2048
+    line = encode_line(0, "info", "test", "event_name", {f"f{n}": "x" * 2000 for n in range(20)})
+    assert len(line) <= LINE_BYTES_MAX
+    assert len(json.loads(line)["f19"]) == 120
     line = encode_line(0, "info", "test", "event_name", {f"f{n}": "x" * 2000 for n in range(60)})
     assert len(line) <= LINE_BYTES_MAX
     assert json.loads(line)["event"] == "event_name"
+
+
+def test_pipe_that_nobody_reads_never_stops_the_program():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "wb") as writer:
+        log = get_logger("test", stream=writer)
+        for number in range(5000):
+            log.info("event_name", number=number, text="x" * 100)
+        kept = len(os.read(reading, 1 << 20).splitlines())
+        assert 100 < kept < 5000
+        log.bind(a=1).info("again")
+        dropped, again = (json.loads(line) for line in os.read(reading, 1 << 20).splitlines())
+        assert again["event"] == "again"
+        assert (dropped["event"], dropped["lines"]) == ("log_lines_dropped", 5000 - kept)
+        assert reader.fileno() == reading
 
 
 @given(
