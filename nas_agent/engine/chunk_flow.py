@@ -22,7 +22,7 @@ from nas_agent.core.chunking import Compressor
 from nas_agent.core.packing import PackBuilder
 from wire.vault.frame import chunk_id
 
-IN_FLIGHT_BYTES_MAX: Final = 6 << 20
+IN_FLIGHT_BYTES_MAX: Final = 3 << 20
 ASK_CHUNKS_MAX: Final = 16
 THREADS: Final = 2
 

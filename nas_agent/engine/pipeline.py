@@ -28,10 +28,10 @@ from wire.vault.entry import Entry, Kind, Span
 from wire.vault.manifest import LIST_CHUNK_ITEMS, ManifestWriter, encode_items, fits_root
 from wire.vault.root import Manifest
 
-READ_BUFFER_BYTES: Final = 2 << 20
+READ_BUFFER_BYTES: Final = 3 << 19
 """More than CHUNK_MAX: a buffer must hold the carry of the one before and new bytes."""
 READ_BUFFERS: Final = 3
-DRAFTS_MAX: Final = 4096
+DRAFTS_MAX: Final = 2048
 FILE_BYTES_MAX: Final = 30 << 30
 """AZK-80: 30 GB per file, 1 GB = 2^30 bytes; larger files are refused and listed."""
 PROBLEMS_MAX: Final = 10_000

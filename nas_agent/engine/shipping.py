@@ -1,7 +1,7 @@
 """Finished packs on their way to the store, beside the thread that builds the next one.
 
 Rules
-- One pack is under way at a time, so an interruption costs at most one pack; one more waits in memory.
+- One pack is under way at a time, so an interruption costs at most one pack; the next one is built meanwhile.
 - A chunk becomes known to the catalogue only after its pack was acknowledged.
 - When the store refuses for good, building stops at the next hand-over; the refusal is kept for the result.
 """
@@ -24,7 +24,7 @@ from nas_agent.ports import PackAccepted, Refusal, VaultStore
 from runtime.errors import EdgeError
 from wire.vault.frame import SALT_BYTES
 
-PACK_BUFFERS: Final = 3
+PACK_BUFFERS: Final = 2
 
 
 class Shipper:
