@@ -44,9 +44,11 @@ from hgwd.status_service import Addresses, StatusBoard
 from hgwd.update_service import UpdateService
 from hgwd.update_wiring import open_update_service
 from runtime.clock import Clock, SystemClock
+from runtime.errors import Unavailable
 from runtime.files import load_secret
 from runtime.http import Handler, HttpLimits, Listener, Request, Response, Router, open_listener, serve_http
 from runtime.http_client import HttpClient
+from runtime.logs import Logger
 from runtime.metrics import Metrics, resident_memory_bytes
 from runtime.sqlite import Database
 from runtime.supervise import Service
@@ -142,7 +144,7 @@ async def run_daemon(service: Service, config: HgwdConfig, *, clock: Clock | Non
         if update is not None:
             nursery.start_soon(update.run)  # the LAN does not wait for delivered software to be up
         nursery.start_soon(relay.forwarder.run)
-        nursery.start_soon(_tidy, relay.spool)
+        nursery.start_soon(_tidy, relay.spool, service.log)
         await _serve(service, config, listeners, relay.front, admin, _metrics_router(board, metrics))
         nursery.cancel_scope.cancel()
 
@@ -175,7 +177,7 @@ async def _wire_relay(
     storage = StorageRelay(
         nursery, spool, forwarder, upstream, devices, state.key, clock, counters.count_refusal
     )
-    front = LanFront(devices, desk, storage, lan_prefixes(config))
+    front = LanFront(devices, desk, storage, lan_prefixes(config), counters.count_refusal)
     return Relay(spool, forwarder, upstream, devices, desk, front, counters)
 
 
@@ -206,10 +208,13 @@ async def _serve(
         )
 
 
-async def _tidy(spool: Spool) -> None:
+async def _tidy(spool: Spool, log: Logger) -> None:
     while True:
         await trio.sleep(TIDY_S)
-        await spool.tidy()
+        try:
+            await spool.tidy()
+        except Unavailable as error:
+            log.warning("tidy_failed", detail=str(error))
 
 
 def _control(relay: Relay, board: StatusBoard) -> Callable[[ControlRequest], Awaitable[ControlAnswer]]:

@@ -187,18 +187,25 @@ def _revoke_link(device: DeviceStatus) -> str:
 
 def _software(update: dict[str, object]) -> str:
     listed = update.get("software")
-    items = listed if isinstance(listed, list) else []
+    items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    title = f"<h2>{both('ソフトウェア', 'software')}</h2>"
+    if not items:
+        return f"{title}<p>{both('配信されたソフトウェアはありません', 'no software is delivered')}</p>"
+    columns = {
+        "software": ("名前", "name"),
+        "version": ("版", "version"),
+        "state": ("状態", "state"),
+        "fault": ("故障コード", "fault"),
+    }
+    head = "".join(f"<th>{both(ja, en)}</th>" for ja, en in columns.values())
     rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td>{escape(str(item.get(key, '')))}</td>" for key in ("software", "version", "state", "fault")
-        )
-        + "</tr>"
-        for item in items
-        if isinstance(item, dict)
+        "<tr>" + "".join(f"<td>{_cell(item.get(key))}</td>" for key in columns) + "</tr>" for item in items
     )
-    empty = "" if rows else f"<p>{both('配信されたソフトウェアはありません', 'no software is delivered')}</p>"
-    return f"<h2>{both('ソフトウェア', 'software')}</h2><table>{rows}</table>{empty}"
+    return f"{title}<table><tr>{head}</tr>{rows}</table>"
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else escape(str(value))
 
 
 def _identity(status: GatewayStatus) -> str:

@@ -12,6 +12,7 @@ Rules
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import os
 from collections.abc import Callable
@@ -40,6 +41,13 @@ _TARGETS_BASE: Final = "/image/targets/"
 _ResultT = TypeVar("_ResultT")
 
 
+class Traffic(enum.Enum):
+    """What bytes were for: the budget stops packages, never the carrier's voice."""
+
+    CONTROL = "control"
+    PACKAGE = "package"
+
+
 @attrs.frozen
 class FreshDocument:
     """The document changed, or was asked for without a condition."""
@@ -57,9 +65,11 @@ class _Journal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CarrierFetch:
-    """Fetches from one carrier. `spend` is told of every byte received and raises `RefusedError` over budget."""
+    """Fetches from one carrier. `spend` is told of every byte; it raises `RefusedError` for a package over budget."""
 
-    def __init__(self, client: HttpClient, store: MetadataStore, spend: Callable[[int], None]) -> None:
+    def __init__(
+        self, client: HttpClient, store: MetadataStore, spend: Callable[[int, Traffic], None]
+    ) -> None:
         self.client = client
         self._store: Final = store
         self._spend: Final = spend
@@ -135,7 +145,7 @@ class CarrierFetch:
             os.ftruncate(fd, offset)
             os.lseek(fd, offset, os.SEEK_SET)
             async for chunk in answer.chunks():
-                self._spend(len(chunk))
+                self._spend(len(chunk), Traffic.PACKAGE)
                 write_all(fd, chunk)
                 digest.update(chunk)
                 length += len(chunk)
@@ -161,7 +171,7 @@ class CarrierFetch:
             answer = await self.client.request("GET", path, headers=headers, max_response_bytes=max_bytes)
         except (Unavailable, RemoteError) as error:
             raise _sorted_error(error, path) from error
-        self._spend(len(answer.body))
+        self._spend(len(answer.body), Traffic.CONTROL)
         if answer.status in {403, 404}:
             return None
         if answer.status not in {200, 304}:

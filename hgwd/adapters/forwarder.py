@@ -95,20 +95,27 @@ class Forwarder:
 
     async def _work(self) -> None:
         while True:
-            wake = self._spool.wake.ticket()
             await trio.sleep_until(self._not_before_s)
-            found = await self._spool.next_to_forward(self._held_now())
-            if found is None:
-                await self._wait(wake)
-                continue
-            pack, session = found
             try:
-                if (
-                    pack.session not in self._held_now()
-                ):  # another worker may have been told to wait meanwhile
-                    await self._settle(pack, await self._send(pack, session))
-            finally:
-                self._spool.release(pack.number)
+                await self._forward_one()
+            except (
+                Unavailable
+            ) as error:  # the line's faults are verdicts: this is our own database, full or busy
+                self._pause("flash", error.retry_after_s or 0.0)
+
+    async def _forward_one(self) -> None:
+        """Send the oldest pack that may go, or wait until there is one."""
+        wake = self._spool.wake.ticket()
+        found = await self._spool.next_to_forward(self._held_now())
+        if found is None:
+            await self._wait(wake)
+            return
+        pack, session = found
+        try:
+            if pack.session not in self._held_now():  # another worker may have been told to wait meanwhile
+                await self._settle(pack, await self._send(pack, session))
+        finally:
+            self._spool.release(pack.number)
 
     async def _wait(self, wake: trio.Event) -> None:
         """Sleep until a pack comes or a held session is due."""

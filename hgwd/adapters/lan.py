@@ -10,7 +10,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from hgwd.adapters.lan_devices import LanDevice, LanDevices
@@ -33,11 +33,13 @@ class LanFront:
         pairing: PairingDesk,
         storage: StorageRelay,
         lan_prefixes: Sequence[Network],
+        count_refusal: Callable[[str], None] = lambda _code: None,
     ) -> None:
         self._devices = devices
         self._pairing = pairing
         self._storage = storage
         self._lan_prefixes = tuple(lan_prefixes)
+        self._count_refusal = count_refusal
 
     async def __call__(self, request: Request) -> Response:
         """See `runtime.http.Handler`."""
@@ -49,6 +51,7 @@ class LanFront:
             return await self._pairing(request)
         device = self._authenticate(request)
         if device is None:
+            self._count_refusal("refused")
             return stranger()
         request.trace.add(device=device.device)
         if not request.path.startswith(LAN_PREFIX + STORAGE_PREFIX + "/"):

@@ -46,6 +46,10 @@ FLASH_RETRY_S: Final = 600.0
 DRAINING_RETRY_S: Final = 1.0
 
 
+class _LineDownError(Unavailable):
+    """The service could not be reached: told apart from a busy or full database of our own."""
+
+
 class StorageRelay:
     """Answers storage requests of paired devices."""
 
@@ -83,7 +87,7 @@ class StorageRelay:
             return refusal
         try:
             return await self._dispatch(request, device, matched, path)
-        except Unavailable as error:
+        except _LineDownError as error:
             return self._refuse(
                 503,
                 "line-down",
@@ -109,10 +113,7 @@ class StorageRelay:
             case Route.RELAY:
                 answer = await self._ask(request, path, await request.body.read(matched.body_bytes_max))
             case Route.READ_PACK:
-                asking = self._asking(request, path, b"")
-                answer = await relay_streamed(
-                    self._nursery, asking, still_allowed=lambda: self._devices.is_live(device.device)
-                )
+                answer = await self._read_pack(request, device, path)
             case _:
                 assert_never(matched.route)
         return answer
@@ -216,6 +217,15 @@ class StorageRelay:
             await self._devices.note_durable(device.device)
         return answer
 
+    async def _read_pack(self, request: Request, device: LanDevice, path: str) -> Response:
+        asking = self._asking(request, path, b"")
+        try:
+            return await relay_streamed(
+                self._nursery, asking, still_allowed=lambda: self._devices.is_live(device.device)
+            )
+        except Unavailable as error:
+            raise _LineDownError(str(error), retry_after_s=error.retry_after_s) from error
+
     async def _open_session(
         self, request: Request, device: LanDevice, matched: Matched, path: str
     ) -> Response:
@@ -244,7 +254,8 @@ class StorageRelay:
                 waiting_packs=waiting,
             )
         answer = await self._ask(request, path, b"")
-        if answer.status in {204, 404, 410} and known is not None:
+        ended = answer.status in {204, 404, 410} or (answer.status < 500 and not alive)
+        if ended and known is not None:
             await self._spool.drop_session(session)
         return answer
 
@@ -258,8 +269,11 @@ class StorageRelay:
         extra: Mapping[str, str] | None = None,
     ) -> Response:
         """Pass the request on with `body` and return the whole answer."""
-        async with self._asking(request, path, body, length=length, extra=extra) as answer:
-            response = await read_whole(answer)
+        try:
+            async with self._asking(request, path, body, length=length, extra=extra) as answer:
+                response = await read_whole(answer)
+        except Unavailable as error:
+            raise _LineDownError(str(error), retry_after_s=error.retry_after_s) from error
         if isinstance(response.body, bytes):
             self._upstream.note_answer(response.status, response.body)
         return response

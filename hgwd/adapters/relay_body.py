@@ -47,26 +47,34 @@ async def _pump(
     still_allowed: Callable[[], bool],
     task_status: trio.TaskStatus[Response] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    async with asking as answer:
-        if answer.status not in {200, 206}:
-            task_status.started(await read_whole(answer))
-            return
-        send, receive = trio.open_memory_channel[bytes](0)
-        headers = headers_to_return(answer.headers)
-        length = answer.headers.get("content-length")
-        if length is not None:
-            headers = (*headers, ("content-length", length))
-        body = RelayedBody(receive)
-        task_status.started(Response(answer.status, headers, body))
-        try:
+    started = False
+    try:
+        async with asking as answer:
+            if answer.status not in {200, 206}:
+                refusal = await read_whole(answer)
+                started = True
+                task_status.started(refusal)
+                return
+            send, receive = trio.open_memory_channel[bytes](0)
+            body = RelayedBody(receive)
+            started = True
+            task_status.started(Response(answer.status, _headers_of(answer), body))
             async with send, _chunks_of(answer) as chunks:
                 async for chunk in chunks:
                     if not still_allowed():
                         return
                     await send.send(chunk)
                 body.complete = True
-        except (EdgeError, trio.BrokenResourceError):
-            return  # the line broke, or the LAN side left: the missing rest says so on the LAN
+    except (EdgeError, trio.BrokenResourceError):
+        if not started:
+            raise  # to the LAN handler that waits for the answer
+        # else the line broke, or the LAN side left: on the LAN the missing rest says so
+
+
+def _headers_of(answer: ServiceAnswer) -> tuple[tuple[str, str], ...]:
+    length = answer.headers.get("content-length")
+    framing = (("content-length", length),) if length is not None else ()
+    return (*headers_to_return(answer.headers), *framing)
 
 
 @attrs.define

@@ -147,7 +147,10 @@ def set_state(
         "UPDATE pack SET state = ?, reason = ?, changed_at_s = ? WHERE number = ?",
         (state, reason, now_s, number),
     )
-    (pack, device) = db.execute("SELECT pack, device FROM pack WHERE number = ?", (number,)).fetchone()
+    row = db.execute("SELECT pack, device FROM pack WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        return []  # its session was ended while it was being sent
+    pack, device = row
     if state is PackState.STORED:
         db.execute("UPDATE lan_device SET last_stored_at_s = ? WHERE device = ?", (int(now_s), device))
         db.execute(

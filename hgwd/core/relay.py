@@ -149,10 +149,9 @@ class CheckLocal:
 
 Verdict = Stored | Retry | Hold | SessionOver | Reject | CheckLocal
 
-_HOLD_CODES: Final = frozenset(
-    {"refused", "line-unknown", "line-not-contract", "quota-full", "upgrade-needed", "clock"}
-)
-_OVER_CODES: Final = frozenset({"session-over", "not-found"})
+_HOLD_CODES: Final = frozenset({"line-unknown", "line-not-contract", "quota-full", "upgrade-needed", "clock"})
+_OVER_CODES: Final = frozenset({"session-over", "not-found", "refused"})
+"""`refused` to a session token: the service does not know it, whatever the line (protocols §2)."""
 
 
 def judge_upload(status: int, error: ServiceError | None, retry_after_s: float | None) -> Verdict:

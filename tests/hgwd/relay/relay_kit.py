@@ -272,7 +272,7 @@ async def open_rig(
         storage = StorageRelay(
             nursery, spool, forwarder, service, devices, generate_key(), clock, refusals.append
         )
-        front = LanFront(devices, desk, storage, ())
+        front = LanFront(devices, desk, storage, (), refusals.append)
         listener = open_listener("::1", 0)
         limits = HttpLimits(body_bytes_max=COMMIT_BYTES_MAX, stop_grace_s=0.1)
         await nursery.start(

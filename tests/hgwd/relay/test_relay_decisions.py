@@ -112,7 +112,7 @@ def error(code):
         (502, None, Retry("status-502")),
         (404, None, Retry("status-404")),
         (403, None, Retry("status-403")),
-        (403, "refused", Hold("refused", error("refused"))),
+        (403, "refused", SessionOver("refused")),
         (403, "line-unknown", Hold("line-unknown", error("line-unknown"))),
         (403, "line-not-contract", Hold("line-not-contract", error("line-not-contract"))),
         (507, "quota-full", Hold("quota-full", error("quota-full"))),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 
+import attrs
 import trio
 from relay_kit import KIB, Answer, FakeService, code_of, make_pack, open_rig, refusal
 
+from hgwd.adapters import spool_rows
 from hgwd.core.spool import PackState
+from runtime.errors import Unavailable
 
 
 async def spooled(rig, count=3):
@@ -202,3 +205,56 @@ async def test_a_session_with_packs_under_way_cannot_be_ended(tmp_path):
         answer = await nas.ask("DELETE", f"/sessions/{nas.session}")
         assert (answer.status, code_of(answer)) == (409, "draining")
         assert (await rig.spool.totals()).spooled_packs == 1
+
+
+async def test_ending_a_session_that_the_service_refuses_for_now_frees_what_it_left(tmp_path):
+    """The NAS has seen the reason and gives up: its word is the acknowledgement (design §6, *rejected*)."""
+    async with open_rig(tmp_path) as rig:
+        nas, _ = await spooled(rig, 2)
+        rig.service.always = refusal(507, "quota-full")
+        rig.forward()
+        with trio.fail_after(5):
+            while nas.session not in rig.forwarder.held:
+                await trio.sleep(0.01)
+        assert (await nas.ask("DELETE", f"/sessions/{nas.session}")).status == 204
+        assert (await rig.spool.totals()).spooled_packs == 0
+        assert list((tmp_path / "spool/packs").iterdir()) == []
+
+
+async def test_a_session_ended_while_its_pack_is_under_way_harms_nobody(tmp_path):
+    async with open_rig(tmp_path) as rig:
+        nas, _ = await spooled(rig, 1)
+        rig.service.gate = trio.Event()
+        rig.forward()
+        with trio.fail_after(5):
+            while not rig.service.gate.statistics().tasks_waiting:
+                await trio.sleep(0.01)
+        await rig.spool.drop_session(nas.session)
+        rig.service.gate.set()
+        _, packs = await spooled(rig, 2)
+        await rig.settled()
+        assert {pack for pack, _ in packs} <= set(rig.service.packs)
+
+
+async def test_a_busy_database_of_our_own_pauses_forwarding_and_does_not_end_it(tmp_path):
+    async with open_rig(tmp_path) as rig:
+        _, packs = await spooled(rig, 2)
+        read, failures = rig.database.read, [Unavailable("busy", retry_after_s=0.1)] * 2
+
+        async def busy_read(fn, *arguments):
+            if fn is spool_rows.next_to_forward and failures:
+                raise failures.pop()
+            return await read(fn, *arguments)
+
+        rig.spool._db = BusyDatabase(busy_read, rig.database.run)
+        rig.forward()
+        await rig.settled()
+        assert {pack for pack, _ in packs} == set(rig.service.packs)
+        assert failures == []
+        assert rig.forwarder.stats.failures == 2
+
+
+@attrs.frozen
+class BusyDatabase:
+    read: object
+    run: object

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -225,9 +226,13 @@ async def test_requests_outside_the_protocol_do_not_pass(tmp_path):
 async def test_a_cut_line_is_said_as_line_down_with_a_time_to_come_back(tmp_path):
     async with open_rig(tmp_path, service=FakeService(down=True)) as rig:
         nas = await rig.pair()
-        answer = await nas.ask("POST", "/sessions", b"statement")
-        assert (answer.status, code_of(answer)) == (503, "line-down")
-        assert int(answer.headers["retry-after"]) > 0
+        for request in (
+            ("POST", "/sessions", b"statement"),
+            ("GET", f"/sessions/{SESSION}/packs/{'b' * 64}"),
+        ):
+            answer = await nas.ask(*request)
+            assert (answer.status, code_of(answer)) == (503, "line-down")
+            assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_states_of_spool_and_service_are_merged_in_order(tmp_path):
@@ -253,6 +258,33 @@ async def test_packs_are_read_through_the_gateway_in_pieces_with_their_range(tmp
         answer = await nas.ask("GET", f"/sessions/{SESSION}/packs/{pack}", range="bytes=0-")
         assert answer.body == data
         assert rig.service.asked[-1][2]["range"] == "bytes=0-"
+
+
+async def test_a_refused_read_passes_whole(tmp_path):
+    async with open_rig(tmp_path) as rig:
+        nas = await rig.pair()
+        path = f"/storage/v1/sessions/{SESSION}/packs/{'b' * 64}"
+        rig.service.answers["GET", path] = refusal(403, "refused")
+        answer = await nas.ask("GET", f"/sessions/{SESSION}/packs/{'b' * 64}")
+        assert (answer.status, code_of(answer)) == (403, "refused")
+
+
+async def test_a_fault_at_the_very_end_of_a_read_leaves_the_relay_alive(tmp_path):
+    class LateService(FakeService):
+        @contextlib.asynccontextmanager
+        async def ask(self, method, path, **options):
+            async with FakeService.ask(self, method, path, **options) as answer:
+                yield answer
+            if "/packs/" in path:
+                raise Unavailable("the connection broke after the last byte")
+
+    async with open_rig(tmp_path, service=LateService()) as rig:
+        nas = await rig.pair()
+        pack, data = make_pack()
+        rig.service.packs[pack] = data
+        assert (await nas.ask("GET", f"/sessions/{SESSION}/packs/{pack}")).body == data
+        await nas.open()
+        assert (await nas.put(*make_pack())).status == 202
 
 
 async def test_a_read_that_breaks_off_upstream_breaks_off_on_the_lan(tmp_path):
@@ -300,7 +332,8 @@ async def test_refusals_are_counted_by_cause(tmp_path):
         await nas.open()
         await nas.put("b" * 64, b"x")
         await nas.ask("GET", "/other")
-        assert rig.refusals == ["bad-hash", "not-found"]
+        await attrs.evolve(nas, token="x").ask("GET", "/other")
+        assert rig.refusals == ["bad-hash", "not-found", "refused"]
 
 
 @attrs.define

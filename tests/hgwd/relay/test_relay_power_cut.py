@@ -71,10 +71,11 @@ def intact(path, pack):
     return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == pack
 
 
-@pytest.mark.timeout(90)
-async def test_no_acknowledged_pack_is_lost_by_kill_9_at_any_moment(tmp_path, seeded_random):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(500, marks=pytest.mark.soak)])
+async def test_no_acknowledged_pack_is_lost_by_kill_9_at_any_moment(tmp_path, seeded_random, kills):
     world = World(tmp_path)
-    for _ in range(KILLS):
+    for _ in range(kills):
         process, port = await world.start()
         async with trio.open_nursery() as nursery:
             client = HttpClient("::1", port)
@@ -86,7 +87,7 @@ async def test_no_acknowledged_pack_is_lost_by_kill_9_at_any_moment(tmp_path, se
         await process.wait()
         await process.stdout.aclose()
         await check(world)
-    assert len(world.acknowledged) >= KILLS
+    assert len(world.acknowledged) >= kills
 
 
 async def check(world):
