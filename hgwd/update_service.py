@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from hgwd.adapters import enrol
-from hgwd.adapters.fetch import CarrierFetch
+from hgwd.adapters.fetch import CarrierFetch, Traffic
 from hgwd.adapters.launcher import Launcher
 from hgwd.adapters.metadata import MetadataStore
 from hgwd.adapters.slots import SlotStore
@@ -54,6 +54,7 @@ TIME_EVERY_S: Final = 24 * 3600.0
 REPORT_EVERY_S: Final = 24 * 3600.0
 REPORT_PAUSE_S: Final = 1.0
 CLOCK_WRONG_S: Final = 24 * 3600.0
+CLOSE_S: Final = 2.0
 TEXT_CHARS_MAX: Final = 200
 
 
@@ -178,7 +179,7 @@ class UpdateService:
     # -- running ---------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Work until cancelled. Ready once what was committed is running again."""
+        """Work until cancelled; then the clients' connections are closed. Ready before the first request."""
         await trio.to_thread.run_sync(make_dirs, self._settings.software_dir)
         await trio.to_thread.run_sync(self._store.open)
         await self._installer.open()
@@ -192,6 +193,9 @@ class UpdateService:
                 await self._poll_loop()
         finally:
             self._installer.launcher.close()
+            with trio.move_on_after(CLOSE_S, shield=True):
+                await self._client.aclose()
+                await self._dateless.aclose()
 
     async def _poll_loop(self) -> None:
         while True:
@@ -250,7 +254,7 @@ class UpdateService:
             steps = accept_document(self._settings.director_root, fresh.data, identity, self.now_s())
             self._document = await self._fetch.drive(steps)
             self._memory.etag, self._memory.gateway = fresh.etag, enrolment.gateway
-            self._attack = None
+            self._attack = self._installer.attack = None
             self._log.info("director_document", version=self._document.version)
         document = self._document
         if document is not None:
@@ -320,7 +324,9 @@ class UpdateService:
                 self._failed("carrier-unavailable", str(error))
                 await trio.sleep(self._plan.delay_s(random.random(), _retry_after_s(error)))  # noqa: S311 - as above
                 self._poll_wanted.set()
-            self._attack = self._installer.attack or self._attack
+            if self._installer.attack is not None and self._installer.attack != self._attack:
+                self._attack = self._installer.attack
+                self._changed()
 
     async def _report_loop(self) -> None:
         while True:
@@ -375,9 +381,10 @@ class UpdateService:
 
     # -- small things ----------------------------------------------------------------------------------------
 
-    def _spend(self, size_bytes: int) -> None:
+    def _spend(self, size_bytes: int, kind: Traffic) -> None:
+        """Count bytes; over the month's budget no package is fetched, but the carrier is still heard."""
         total = self._memory.count_bytes(size_bytes, self.now_s())
-        if total > self._settings.month_bytes_max:
+        if kind is Traffic.PACKAGE and total > self._settings.month_bytes_max:
             raise RefusedError(
                 Cause.BUDGET, f"{total} bytes this month, budget {self._settings.month_bytes_max}"
             )

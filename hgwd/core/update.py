@@ -50,7 +50,6 @@ class Installable:
     sha256: str
     custom: TargetCustom
     rate_bytes_per_s: int | None
-    budget_bytes: int | None
 
 
 def entry_target(document: DirectorDocument, entry: DirectorSoftware) -> TargetFile:
@@ -100,6 +99,10 @@ def decide_install(
         raise RefusedError(
             Cause.TOO_LARGE, f"{image.path}: {image.length} bytes, limit {PACKAGE_BYTES_MAX} (JNT-05)"
         )
+    if entry.budget_bytes is not None and image.length > entry.budget_bytes:
+        raise RefusedError(
+            Cause.BUDGET, f"{image.path}: {image.length} bytes, the rollout allows {entry.budget_bytes}"
+        )
     return Installable(
         name=path.name,
         path=path,
@@ -108,7 +111,6 @@ def decide_install(
         sha256=image.hashes[HASH],
         custom=custom,
         rate_bytes_per_s=entry.rate_bytes_per_s,
-        budget_bytes=entry.budget_bytes,
     )
 
 

@@ -276,6 +276,14 @@ def test_does_not_install(make: Callable[[Kit], DirectorDocument], cause: Cause)
     assert decision_cause(kit, make(kit)) is cause
 
 
+def test_a_rollouts_data_budget_is_kept() -> None:
+    kit = make_kit()
+    document = accept(kit, kit.direct(entry(OLD, budget_bytes=OLD.length - 1), targets=(OLD,)))
+    assert decision_cause(kit, document) is Cause.BUDGET
+    document = accept(kit, kit.direct(entry(OLD, budget_bytes=OLD.length), targets=(OLD,)))
+    assert decide(kit, document).length_bytes == OLD.length
+
+
 def test_image_newer_than_director_changes_nothing() -> None:
     kit = make_kit()
     document = accept(kit, kit.direct(entry(OLD), targets=(OLD,)))

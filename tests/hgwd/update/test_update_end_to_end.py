@@ -160,7 +160,7 @@ async def gateway(directory: Path, carrier: Carrier, launcher_socket: Path) -> A
     dateless = HttpClient("::1", carrier.port, client_context(trust / "tls-ca.pem", ignore_dates=True))
     state = open_state(directory / "state")
     service = UpdateService(settings, state, strict, dateless, SystemClock(), get_logger("hgwd"))
-    async with strict, dateless, trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         await nursery.start(service.run)
         yield service
         nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ import pytest
 import trio
 from update_kit import NOW_S, Cause, RefusedError, Source, make_kit
 
-from hgwd.adapters.fetch import JOURNAL_BYTES, CarrierFetch
+from hgwd.adapters.fetch import JOURNAL_BYTES, CarrierFetch, Traffic
 from hgwd.adapters.metadata import MetadataStore
 from hgwd.core.update import Installable
 from hgwd.core.update_images import ImageRepository
@@ -76,9 +76,9 @@ class Rig:
 async def rig(directory: Path, server: Server, budget: int = 1 << 40) -> AsyncIterator[Rig]:
     spent: list[int] = []
 
-    def spend(size: int) -> None:
+    def spend(size: int, kind: Traffic) -> None:
         spent.append(size)
-        if sum(spent) > budget:
+        if kind is Traffic.PACKAGE and sum(spent) > budget:
             raise RefusedError(Cause.BUDGET, "over")
 
     store = MetadataStore(directory / "metadata")
@@ -93,7 +93,7 @@ def wanted(body: bytes = BODY, rate: int | None = None) -> Installable:
     path = TargetPath.parse(listed(body).path)
     custom = TargetCustom(release=1, floor=0, series=("PR-500",), makers=("KI",), footprint_bytes=1)
     return Installable(
-        path.name, path, "x/y.hgwpkg", len(body), hashlib.sha256(body).hexdigest(), custom, rate, None
+        path.name, path, "x/y.hgwpkg", len(body), hashlib.sha256(body).hexdigest(), custom, rate
     )
 
 
