@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sqlite3
 from pathlib import Path
 
 import attrs
 import pytest
+import sqlalchemy as sa
 
 from carrier.compose import Carrier, CarrierUrls, open_carrier
 from carrier.engines.sql.database import open_database
 from carrier.engines.sql.migrate import migrate
+from carrier.engines.sql.schema import line_change, metadata
 from carrier.lines.addresses import Prefix
 from carrier.lines.gateways import enrolment_proof
 from carrier.lines.outcomes import GatewayEnrolled
@@ -41,6 +42,9 @@ from wire.storage import (
 from wire.vault.pack import PackItem, pack_header, sign_trailer
 from wire.vault.root import GenerationRoot, Manifest, sign_root
 from wire.vault.session import DeviceCert, SessionHeader, sign_device_cert, sign_header
+
+POSTGRES_URL = os.environ.get("HGW_TEST_POSTGRES_URL", "")
+"""`postgresql+psycopg://…` of an empty database: the same tests then run on PostgreSQL instead of SQLite."""
 
 NOW_S = 1_790_000_000
 HOME = "2001:db8:1:100:0:5e00:53ff:1"
@@ -246,13 +250,19 @@ class World:
         return hashlib.sha256(data).digest()
 
     def dump(self) -> list[str]:
-        """Every row of every table but spent nonces and line alarms: what a refused request must not change."""
-        with sqlite3.connect(self.directory / "carrier.db") as connection:
-            return [
-                line
-                for line in connection.iterdump()
-                if not line.startswith(('INSERT INTO "nonce"', 'INSERT INTO "gateway_alarm"'))
-            ]
+        """Every row of every table but spent nonces and alarms: what a refused request must not change."""
+        rows = []
+        with self.carrier.database.read() as connection:
+            for table in metadata.sorted_tables:
+                if table.name not in {"nonce", "gateway_alarm", "line_change"}:
+                    keys = [column.name for column in table.primary_key]
+                    for row in connection.execute(sa.select(table).order_by(*keys)):
+                        fields = {
+                            key: value.hex() if isinstance(value, bytes) else value
+                            for key, value in row._mapping.items()
+                        }
+                        rows.append(f"{table.name} {fields}")
+        return rows
 
     def blob_names(self) -> list[str]:
         return sorted(blob.key for blob in self.storage.blobs.list_blobs())
@@ -272,7 +282,7 @@ def receipt_signer(root_key: SigningKey) -> ReceiptSigner:
 def make_world(directory: Path, plan: str = "10gb") -> World:
     clock = ManualClock(unix_s=NOW_S)
     root_key = generate_key()
-    urls = CarrierUrls(f"sqlite:///{directory}/carrier.db", f"file://{directory}/blobs")
+    urls = CarrierUrls(POSTGRES_URL or f"sqlite:///{directory}/carrier.db", f"file://{directory}/blobs")
     carrier = open_carrier(urls, clock, receipt_signer(root_key))
     customer = CustomerId.parse("CAF0000000001")
     contract = ContractId.parse("AZK0000000001")
@@ -295,12 +305,25 @@ def make_world(directory: Path, plan: str = "10gb") -> World:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
-    """A database file with all tables and nothing in them: copied, as migrating takes longer than most tests."""
+    """A database with all tables and nothing in them: migrating takes longer than most tests."""
     path = tmp_path_factory.mktemp("migrated") / "carrier.db"
-    database = open_database(f"sqlite:///{path}")
+    database = open_database(POSTGRES_URL or f"sqlite:///{path}")
     migrate(database)
     database.close()
     return path
+
+
+def empty_database(migrated: Path, directory: Path) -> None:
+    """Give the test a database without rows."""
+    if not POSTGRES_URL:
+        shutil.copy(migrated, directory / "carrier.db")
+        return
+    database = open_database(POSTGRES_URL)
+    with database.write() as connection:
+        names = ", ".join(table.name for table in metadata.sorted_tables)
+        connection.execute(sa.text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+        connection.execute(sa.insert(line_change).values(one=1, counter=0))
+    database.close()
 
 
 @pytest.fixture
@@ -309,7 +332,7 @@ def new_world(tmp_path, migrated):
     worlds = []
 
     def make(plan: str = "10gb") -> World:
-        shutil.copy(migrated, tmp_path / "carrier.db")
+        empty_database(migrated, tmp_path)
         world = make_world(tmp_path, plan)
         worlds.append(world)
         return world

@@ -178,3 +178,16 @@ async def test_each_backup_set_has_its_own_chain(enrolled):
     body = world.nas.commit_body(given.session.text, [], backup_set="photos")
     assert isinstance(await world.storage.commit(given, body), Committed)
     assert (await world.open()).head.root_sha256 == first
+
+
+async def test_commit_of_more_references_than_one_query_holds_finds_each(enrolled):
+    world = enrolled
+    given = await world.session(await world.open())
+    chunks = sorted(os.urandom(32) for _ in range(1301))
+    await world.store(given, chunks[:700])
+    await world.store(given, chunks[700:-1])
+    answer = await world.storage.commit(given, world.nas.commit_body(given.session.text, chunks))
+    assert (answer.code, answer.extra["chunks"]) == (Code.MISSING, [chunks[-1].hex()])
+    done = await world.storage.commit(given, world.nas.commit_body(given.session.text, chunks[:-1]))
+    assert unverified_receipt(done.receipt).packs == 2
+    assert await world.storage.have(given, tuple(chunks)) == b"\1" * 1300 + b"\0"

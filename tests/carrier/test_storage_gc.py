@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sqlite3
 from collections import Counter
 
 import pytest
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 
 from carrier.engines.sql.schema import chunk as chunk_table
 from carrier.engines.sql.schema import pack as pack_table
+from carrier.engines.sql.schema import session_pack as session_pack_table
 from carrier.engines.sql.schema import storage_contract
 from carrier.storage.outcomes import Code, Committed, GcReport, Refused
 from carrier.storage.packs import PackPut
@@ -242,11 +242,10 @@ async def test_row_that_was_lost_comes_back_and_is_not_collected(enrolled):
     given = await world.session(await world.open())
     chunk = os.urandom(32)
     await world.store(given, [chunk])
-    with sqlite3.connect(world.directory / "carrier.db") as connection:
-        for table in ("chunk", "session_pack", "pack"):
-            connection.execute(f"DELETE FROM {table}")
-        connection.execute("UPDATE storage_contract SET used_bytes = 0")
-    connection.close()
+    with world.carrier.database.write() as connection:
+        for table in (chunk_table, session_pack_table, pack_table):
+            connection.execute(sa.delete(table))
+        connection.execute(sa.update(storage_contract).values(used_bytes=0))
     report = world.carrier.admin.rebuild_index()
     assert (report.added, report.skipped) == (1, 0)
     assert await world.storage.have(given, (chunk,)) == b"\1"

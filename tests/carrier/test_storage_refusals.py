@@ -550,6 +550,11 @@ async def test_another_contract_sees_nothing(enrolled):
     assert await world.storage.locate(reading, (chunk,)) == [None]
 
 
+def without_sessions(rows):
+    """A refused pack may have taken a step of the reservation, nothing else."""
+    return [row for row in rows if not row.startswith("session ")]
+
+
 @pytest.mark.parametrize(
     "case", ["other bytes", "flipped bit", "cut", "other device", "other session", "garbage"]
 )
@@ -574,9 +579,7 @@ async def test_pack_that_is_not_what_it_says_is_never_stored(enrolled, case):
     usage = world.carrier.admin.read_usage(world.contract)
     assert (usage.used_bytes, usage.in_flight_bytes, usage.packs) == (0, 0, 0)
     assert world.blob_names() == []
-    assert [line for line in world.dump() if "reserved" not in line and '"session"' not in line] == [
-        line for line in before if "reserved" not in line and '"session"' not in line
-    ]
+    assert without_sessions(world.dump()) == without_sessions(before)
 
 
 @pytest.mark.parametrize(
