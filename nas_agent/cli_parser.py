@@ -11,7 +11,7 @@ from nas_agent.config import DEFAULT_SET
 
 _EPILOG: Final = """\
 examples:
-  nas-agent init --recovery-sheet /root/sheet.txt
+  nas-agent init --recovery-sheet sheet.txt
   nas-agent backup /srv/data --to file:///mnt/usb/vault
   nas-agent pair --gateway '[fe80::1%eth0]:8443' --contract AZK0000000001 --enrolment-code CODE --service-root HEX
   nas-agent backup /srv/data

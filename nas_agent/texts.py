@@ -48,7 +48,7 @@ def show_duration(seconds: float) -> str:
 @functools.singledispatch
 def text_of(event: AnyEvent) -> str:
     """Return the line or lines that show an event to a person."""
-    raise NotImplementedError(type(event).__name__)
+    raise TypeError(f"no text for {type(event).__name__}")
 
 
 @text_of.register

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "requirements-catalogue.md"
 PAGE = ROOT / "docs" / "requirements.md"
 ID = r"(?:AZK|SUP|JNT|PAY|LIN|X)-\d+[a-i]?"
+_ITEM = rf"(?:^\s*(?:- )?|\. )({ID}) (?=\[|[A-Z])(.*?)(?=\. {ID} |$)"  # "X-30 … X-31 …" share one line
 _TEXT_CHARS_MAX = 160
 
 
@@ -21,11 +22,10 @@ def requirements(catalogue: str) -> dict[str, str]:
     """Return ID → first words, in the catalogue's order, from its list items and table rows."""
     found: dict[str, str] = {}
     for line in catalogue.splitlines():
-        item = re.match(rf"\s*- ({ID}) (.*)", line)
         row = re.match(rf"\s*\| ({ID}) \| (.*) \|", line)
-        match = item or row
-        if match and match[1] not in found:
-            found[match[1]] = match[2].replace("|", "/")[:_TEXT_CHARS_MAX].strip()
+        parts = [row.groups()] if row else re.findall(_ITEM, line)
+        for requirement, text in parts:
+            found.setdefault(requirement, text.replace("|", "/")[:_TEXT_CHARS_MAX].strip())
     return found
 
 

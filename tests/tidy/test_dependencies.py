@@ -11,9 +11,10 @@ import pytest
 GOLDEN = Path(__file__).with_name("dependencies")
 PROGRAMS = {
     "hgwd": "hgwd.cli, hgwd.daemon, hgwd.update_service",
-    "nas-agent": "nas_agent.cli, nas_agent.agent",
+    "nas-agent": "nas_agent.cli, nas_agent.adapters.https_store, nas_agent.commands.setup, nas_agent.commands.backup, nas_agent.commands.restore",
     "deliver": "deliver.cli, deliver.app",
 }
+BY_ACCIDENT = {"pygments"}  # mako takes it where a developer's tools have installed it
 NEVER_ON_THE_GATEWAY = {
     "boto3",
     "botocore",
@@ -41,7 +42,7 @@ def third_party_imports(modules: str) -> list[str]:
     code = _LIST_THIRD_PARTY.format(modules=modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return [name for name in done.stdout.split() if name not in BY_ACCIDENT]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
