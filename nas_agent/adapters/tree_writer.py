@@ -176,10 +176,6 @@ def _write_file(entry: Entry, name: bytes, directory_fd: int, pieces: Iterator[b
         if entry.holes:
             os.ftruncate(fd, entry.size)
         _write_pieces(fd, entry, pieces)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=directory_fd)
-        raise
     finally:
         os.close(fd)
 

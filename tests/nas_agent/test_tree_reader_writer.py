@@ -189,6 +189,36 @@ def test_a_file_replaced_after_the_listing_is_not_taken_for_the_listed_one(tmp_p
     reader.close()
 
 
+def test_a_symlink_to_the_very_file_is_not_taken_for_it(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / "file").write_bytes(b"1")
+    reader = _reader(source)
+    listed = next(found for found in reader.walk() if isinstance(found, Observed) and found.entry.path)
+    (source / "file").rename(tmp_path / "moved")
+    (source / "file").symlink_to("../moved")
+    with pytest.raises(SourceChangedError, match="symlink"):
+        reader.open(listed)
+    reader.close()
+
+
+def test_a_deep_directory_moved_away_does_not_lead_the_chain_with_it(tmp_path: Path) -> None:
+    """Parents closed for want of descriptors come back through `..`, which is elsewhere after a move."""
+    parts = [b"d%d" % level for level in range(OPEN_MAX + 10)]
+    deep = tmp_path.joinpath(*(os.fsdecode(part) for part in parts))
+    deep.mkdir(parents=True)
+    chain = DirectoryChain(os.fsencode(tmp_path))
+    chain.open(parts)
+    cut = 5  # a level that the chain has closed
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path.joinpath(*(os.fsdecode(part) for part in parts[: cut + 1]))
+    parent = moved.parent
+    moved.rename(tmp_path / "elsewhere" / moved.name)
+    fd = chain.open(parts[:cut])
+    assert os.fstat(fd).st_ino == parent.stat().st_ino
+    chain.close()
+
+
 def test_a_directory_replaced_by_a_symlink_leads_nowhere(tmp_path: Path) -> None:
     source = tmp_path / "src"
     (source / "d").mkdir(parents=True)
