@@ -3,15 +3,18 @@
 # Wheels come by hash from the locks, fetched before the build: nothing is downloaded from a package index in here.
 FROM debian:bookworm-slim AS base
 RUN apt-get update \
- && apt-get install -y --no-install-recommends openssl python3 python3-venv \
+ && apt-get install -y --no-install-recommends openssl python3 \
  && rm -rf /var/lib/apt/lists/* \
- && python3 -m venv --without-pip /opt/hgw \
  && useradd --system --uid 900 --create-home --home-dir /var/lib/hgw hgw
 ENV PATH=/opt/hgw/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 
 # The installer has pip; the images that run do not.
 FROM base AS installer
-RUN python3 -m venv /opt/pip
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/pip \
+ && python3 -m venv --without-pip /opt/hgw
 COPY build/wheels /wheels
 COPY requirements /requirements
 # Bytecode is compiled here, so that a read-only container starts as fast as any.

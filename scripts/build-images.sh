@@ -29,7 +29,7 @@ with_docker() {
 }
 
 with_buildah() {
-  local store=build/images target container
+  local store=build/images target container program modules
   local -a buildah=(buildah --root "$PWD/$store/storage" --runroot "$PWD/$store/run" --storage-driver vfs)
   mkdir -p "$store"
   if ! "${buildah[@]}" images -q docker.io/library/debian:bookworm-slim 2>/dev/null | grep -q .; then
@@ -43,11 +43,15 @@ with_buildah() {
   for target in "$@"; do
     "${buildah[@]}" build --isolation chroot --pull-never --layers --target "$target" -t "hgw-$target" .
     container=$("${buildah[@]}" from --pull-never "hgw-$target")
-    # What is built must at least answer: the program of the image prints its help.
+    # What is built must answer and hold all that its program imports.
     case "$target" in
-      gateway) set -- hgwd ;; nas) set -- nas-agent ;; server) set -- deliver ;; sim) set -- firmware-sim ;;
+      gateway) program=hgwd modules=hgwd.daemon ;;
+      nas) program=nas-agent modules=nas_agent.commands.backup,nas_agent.commands.restore ;;
+      server) program=deliver modules=deliver.app ;;
+      sim) program=firmware-sim modules=firmware_sim.demo,hgwd.daemon,nas_agent.commands.backup,deliver.app ;;
     esac
-    "${buildah[@]}" run --isolation chroot "$container" -- "/opt/hgw/bin/$1" --help >/dev/null
+    "${buildah[@]}" run --isolation chroot "$container" -- "/opt/hgw/bin/$program" --help >/dev/null
+    "${buildah[@]}" run --isolation chroot "$container" -- /opt/hgw/bin/python -c "import $modules"
     "${buildah[@]}" rm "$container" >/dev/null
     echo "build-images: hgw-$target built and answers"
   done
