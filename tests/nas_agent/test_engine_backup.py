@@ -271,6 +271,10 @@ async def test_a_lost_catalogue_costs_reading_but_no_sending(rig: EngineRig) -> 
     assert len(source.opened) == len(source.files)
     assert result.flow.new_chunks == 0
     assert result.sequence == 2
+    catalogue = rig.catalogue()
+    spans = [span for line in catalogue.parent_lines() for span in line.entry.content]
+    assert all(catalogue.is_known(span.chunk) for span in spans)
+    catalogue.close()
     assert (await restored(rig)).files == plain(source)
 
 
