@@ -130,6 +130,9 @@ class Authority:
         except WireError as error:
             return stopped(Code.GATEWAY_ENDED, f"gateway statement: {error}")
         statement = await self.open_statement(blob, Kind.GATEWAY_RELAY, GatewayRelay)
+        if isinstance(statement, Refused) and statement.code is Code.CLOCK:
+            text = "the gateway's clock is wrong: try again once the gateway has set it"
+            return Refused(Code.UNAVAILABLE, text, f"gateway {statement.reason}")
         if isinstance(statement, Refused):
             return stopped(Code.GATEWAY_ENDED, f"gateway {statement.reason}")
         expected = GatewayRelay(

@@ -75,7 +75,7 @@ class StorageService:
         request = RelayedRequest("POST", DEVICES_PATH, blob)
         gateway = await self.authority.check_gateway(caller, line, request)
         if isinstance(gateway, Refused):
-            return refused(gateway.reason)
+            return gateway if gateway.code is Code.UNAVAILABLE else refused(gateway.reason)
         replay = await self.authority.spend(statement)
         if replay is not None:
             return replay

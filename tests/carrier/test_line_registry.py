@@ -198,7 +198,9 @@ def test_access_key_opens_only_from_its_own_line_and_locks_after_five_tries(regi
     a, b = registry.find_line(A), registry.find_line(B)
     assert registry.set_access_key(A, "key of line A")
     assert registry.check_access_key(a, A, "key of line A")
+    registry.set_access_key(B, "key of line B")
     assert not registry.check_access_key(b, A, "key of line A")
+    assert not registry.check_access_key(b, A, "key of line B")
     for _ in range(9):
         registry.check_access_key(b, A, "wrong")
     assert registry.check_access_key(a, A, "key of line A")

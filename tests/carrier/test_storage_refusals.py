@@ -221,6 +221,19 @@ async def test_gateway_statement_must_name_this_very_request(enrolled):
         assert (await world.storage.open_session(caller, blob)).code in {Code.GATEWAY_ENDED, Code.REFUSED}
 
 
+async def test_gateway_with_a_wrong_clock_is_asked_to_try_again(enrolled):
+    """Its clock converges by itself (design §5.6): the NAS must not be told that a contract has ended."""
+    world = enrolled
+    world.clock.unix_s += 3600
+    blobs = {"sessions": world.session_statement(), "devices": world.enrol_statement()}
+    callers = {path: world.caller(path, blob) for path, blob in blobs.items()}
+    world.clock.unix_s -= 3600
+    fresh = {"sessions": world.session_statement(), "devices": world.enrol_statement()}
+    opened = await world.storage.open_session(callers["sessions"], fresh["sessions"])
+    assert opened.code is Code.UNAVAILABLE
+    assert (await world.storage.enrol_device(callers["devices"], fresh["devices"])).code is Code.UNAVAILABLE
+
+
 async def test_replayed_statement_is_refused(enrolled):
     world = enrolled
     blob = world.session_statement()
@@ -485,7 +498,7 @@ async def test_missing_chunks_are_named(enrolled):
 
 
 async def second_device(world, contract=None):
-    nas = attrs.evolve(world.nas, key=generate_key(), epoch="cd" * 16)
+    nas = attrs.evolve(world.nas, key=generate_key())  # even of the same epoch
     code = world.carrier.admin.add_code(world.contract)
     assert isinstance(await enrol_with(world, nas=nas, code=code), DeviceEnrolled)
     return nas

@@ -163,9 +163,14 @@ def test_files_are_fsynced_before_and_after_the_rename(files, tmp_path):
     if "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
-    calls = [line.split("(")[0].split()[-1] for line in trace.read_text().splitlines() if "/blobs" in line]
-    assert calls.index("write") < calls.index("fsync") < calls.index("rename")
-    assert calls[-1] == "fsync", "the directory entry is made durable last"
+    calls = [line for line in trace.read_text().splitlines() if "/blobs" in line]
+    written = next(n for n, line in enumerate(calls) if "write(" in line and "/incoming/" in line)
+    synced = next(n for n, line in enumerate(calls) if "fsync(" in line and "/incoming/" in line)
+    renamed = next(n for n, line in enumerate(calls) if "rename" in line)
+    assert written < synced < renamed
+    assert renamed < len(calls) - 1
+    assert "fsync(" in calls[-1], "the directory entry is made durable last"
+    assert f"/{KEY[:13]}/ab>" in calls[-1]
 
 
 def test_full_disk_is_unavailable_not_a_crash(files):
