@@ -96,7 +96,7 @@ def test_self_signed_certificate_has_names_key_kind_and_a_private_key_file(tmp_p
         ["openssl", "x509", "-in", cert, "-noout", "-fingerprint", "-sha256"], capture_output=True, check=True
     ).stdout
     assert shown.strip().split(b"=")[1].replace(b":", b"").lower().decode() == digest
-    tls.server_context(cert, key)
+    assert tls.server_context(cert, key).minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.parametrize("names", [[], [""], ["a/b"], ["a,DNS:evil"], ["x" * 65]])
