@@ -95,7 +95,9 @@ def _add_backup(commands: _Commands, common: argparse.ArgumentParser) -> None:
     )
     _add_set(backup)
     backup.add_argument(
-        "--to", metavar="URL", help="file:///directory or https://gateway:port (the paired gateway)"
+        "--to",
+        metavar="URL",
+        help="file:///directory or https://gateway:port (the paired gateway); a backup never holds its own vault and state",
     )
     backup.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="as in .gitignore")
     backup.add_argument("--one-file-system", action="store_true", help="do not enter mounted file systems")

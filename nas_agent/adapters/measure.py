@@ -16,7 +16,7 @@ import attrs
 
 from nas_agent.adapters.directories import DirectoryChain
 from nas_agent.adapters.excludes import Excludes
-from nas_agent.adapters.tree_reader import Root
+from nas_agent.adapters.tree_reader import Root, identities
 from nas_agent.ports import (
     PACK_STORED,
     Committed,
@@ -234,31 +234,41 @@ class MeasuredStore:
 
 
 def measure_sources(
-    roots: Sequence[Root], excludes: Excludes, *, one_file_system: bool, on_directory: Callable[[], None]
+    roots: Sequence[Root],
+    excludes: Excludes,
+    *,
+    one_file_system: bool,
+    own_directories: Sequence[str],
+    on_directory: Callable[[], None],
 ) -> tuple[int, int]:
     """Count regular files and their bytes by a quick walk, for the estimate of the time left; blocking.
 
     What cannot be listed is not counted: the real walk reports it. `on_directory` may raise to end the walk.
     """
     files = size_bytes = 0
+    own = frozenset(identities(own_directories))
     for root in roots:
         with contextlib.suppress(OSError):
             status = os.lstat(root.path)
             if stat.S_ISREG(status.st_mode):
                 files, size_bytes = files + 1, size_bytes + status.st_size
             elif stat.S_ISDIR(status.st_mode):
-                found = _measure(root, excludes, one_file_system=one_file_system, on_directory=on_directory)
-                files, size_bytes = files + found[0], size_bytes + found[1]
+                device = status.st_dev if one_file_system else None
+                for size in _sizes(root.path, excludes, device, own, on_directory):
+                    files, size_bytes = files + 1, size_bytes + size
     return files, size_bytes
 
 
-def _measure(
-    root: Root, excludes: Excludes, *, one_file_system: bool, on_directory: Callable[[], None]
-) -> tuple[int, int]:
-    chain = DirectoryChain(root.path)
-    device = os.fstat(chain.open([])).st_dev
+def _sizes(
+    root: bytes,
+    excludes: Excludes,
+    device: int | None,
+    own: frozenset[tuple[int, int]],
+    on_directory: Callable[[], None],
+) -> Iterator[int]:
+    """Yield the sizes of the regular files below `root`, on file system `device` only unless that is None."""
+    chain = DirectoryChain(root)
     pending: list[list[bytes]] = [[]]
-    files = size_bytes = 0
     try:
         while pending:
             parts = pending.pop()
@@ -270,10 +280,10 @@ def _measure(
                     is_directory = stat.S_ISDIR(status.st_mode)
                     if excludes.excludes(b"/".join(inner), is_directory=is_directory):
                         continue
-                    if is_directory and not (one_file_system and status.st_dev != device):
+                    if stat.S_ISREG(status.st_mode):
+                        yield status.st_size
+                    enters = is_directory and (status.st_dev, status.st_ino) not in own
+                    if enters and device in {None, status.st_dev}:
                         pending.append(inner)
-                    elif stat.S_ISREG(status.st_mode):
-                        files, size_bytes = files + 1, size_bytes + status.st_size
     finally:
         chain.close()
-    return files, size_bytes

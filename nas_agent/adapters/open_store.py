@@ -128,12 +128,15 @@ def catalogue_directory(state: StateDirectory, target: Target, backup_set: str) 
     """Return (and make) the directory of the catalogue for a set at a target."""
     path = _catalogue_path(state, target, backup_set)
     make_dirs(path, mode=0o700)
-    described = path / "target"
-    if not described.exists():
-        write_atomic(described, str(target).encode("utf-8", "surrogateescape"))
+    described, text = path / "target", str(target).encode("utf-8", "surrogateescape")
+    if not described.exists() or described.read_bytes() != text:
+        write_atomic(described, text)
     return path
 
 
 def _catalogue_path(state: StateDirectory, target: Target, backup_set: str) -> Path:
-    digest = hashlib.sha256(str(target).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    key = str(target)
+    if isinstance(target, GatewayTarget) and (gateway := state.load_gateway()) is not None:
+        key = f"service {gateway.service_root}"  # the vault is at the service, whatever the gateway's address is today
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return state.path / "catalogues" / f"{backup_set}@{digest}"

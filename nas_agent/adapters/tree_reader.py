@@ -7,11 +7,13 @@ One source is the root of the generation itself; several stand in it side by sid
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -65,12 +67,25 @@ class TreeReader:
     """A `TreeSource` over one or several roots."""
 
     def __init__(
-        self, roots: Sequence[Root], *, excludes: Excludes | None = None, one_file_system: bool = False
+        self,
+        roots: Sequence[Root],
+        *,
+        excludes: Excludes | None = None,
+        one_file_system: bool = False,
+        own_directories: Iterable[str] = (),
     ) -> None:
-        """Remember what to read; nothing is opened yet. `roots` as `source_roots` gives them."""
+        """Remember what to read; nothing is opened yet.
+
+        Args:
+            roots: as `source_roots` gives them.
+            excludes: patterns on paths relative to each root.
+            one_file_system: leave mounted directories empty.
+            own_directories: the vault and the state directory: a backup does not contain itself.
+        """
         self._roots = tuple(roots)
         self._excludes = excludes or Excludes(())
         self._one_file_system = one_file_system
+        self._own = frozenset(identities(own_directories))
         self._devices: dict[int, int] = {}
         self._chains: dict[bytes, DirectoryChain] = {}
 
@@ -136,6 +151,10 @@ class TreeReader:
         """Tell whether the operator excluded this path (relative to its source)."""
         return self._excludes.excludes(path, is_directory=is_directory)
 
+    def is_own(self, status: os.stat_result) -> bool:
+        """Tell whether this is the vault or the state directory of the run itself."""
+        return (status.st_dev, status.st_ino) in self._own
+
     def stays_out(self, device: int, root_device: int) -> bool:
         """Tell whether a directory lies on another file system that must not be entered."""
         return self._one_file_system and device != root_device
@@ -187,7 +206,7 @@ class _Walk:
             directory_fd = self._chain.open(self._parts)
             status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             is_directory = stat.S_ISDIR(status.st_mode)
-            if self._reader.leaves_out(inner, is_directory=is_directory):
+            if self._reader.leaves_out(inner, is_directory=is_directory) or self._reader.is_own(status):
                 return
             observed = self._reader.observe(path, name, directory_fd, status)
         except OSError as error:
@@ -204,6 +223,14 @@ class _Walk:
         except OSError as error:
             yield _problem(b"/".join((*self._prefix, *self._parts)), error)
             del self._parts[-1:]
+
+
+def identities(directories: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Yield (device, inode) of those directories that exist."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            status = Path(directory).stat()
+            yield status.st_dev, status.st_ino
 
 
 def _common_root() -> Entry:

@@ -56,7 +56,12 @@ async def run_backup(context: Context, request: BackupRequest) -> ExitCode:
         keys = with_receipt_trust(keys, plan.target, context.state)
         tally = Tally()
         store = MeasuredStore(open_store(plan.target, context.state, keys, context.store_options()), tally)
-        reader = TreeReader(plan.roots, excludes=plan.excludes, one_file_system=plan.one_file_system)
+        reader = TreeReader(
+            plan.roots,
+            excludes=plan.excludes,
+            one_file_system=plan.one_file_system,
+            own_directories=_own_directories(context, plan.target),
+        )
         directory = catalogue_directory(context.state, plan.target, request.backup_set.text)
         catalogue = await trio.to_thread.run_sync(lambda: Catalogue.open(directory, epoch=keys.epoch.epoch))
         began_s = context.clock.monotonic_s()
@@ -67,7 +72,7 @@ async def run_backup(context: Context, request: BackupRequest) -> ExitCode:
             async with trio.open_nursery() as nursery:
                 if request.shows_progress:
                     nursery.start_soon(context.terminal.follow, "backup", tally)
-                    nursery.start_soon(_measure, plan, tally)
+                    nursery.start_soon(_measure, context, plan, tally)
                 source = MeasuredSource(reader, tally)
                 result = await backup(source, store, catalogue, keys, options)
                 nursery.cancel_scope.cancel()
@@ -77,13 +82,19 @@ async def run_backup(context: Context, request: BackupRequest) -> ExitCode:
     return _report(context, request, plan, result, context.clock.monotonic_s() - began_s)
 
 
-async def _measure(plan: _Plan, tally: Tally) -> None:
+def _own_directories(context: Context, target: Target) -> tuple[str, ...]:
+    vault = (target.path,) if isinstance(target, DirectoryTarget) else ()
+    return (str(context.state.path), *vault)
+
+
+async def _measure(context: Context, plan: _Plan, tally: Tally) -> None:
     """Learn the totals beside the run, for the estimate only."""
     found = await trio.to_thread.run_sync(
         lambda: measure_sources(
             plan.roots,
             plan.excludes,
             one_file_system=plan.one_file_system,
+            own_directories=_own_directories(context, plan.target),
             on_directory=trio.from_thread.check_cancelled,
         )
     )

@@ -153,7 +153,7 @@ def _status_of(directory: Path, keys: DeviceKeys) -> StatusEvent:
     receipt = durable.receipt if durable else None
     return StatusEvent(
         backup_set=directory.name.partition("@")[0],
-        target=described.read_text() if described.exists() else "?",
+        target=described.read_bytes().decode("utf-8", "replace") if described.exists() else "?",
         state="unfinished" if unfinished else "durable" if durable else "never",
         sequence=durable.sequence if durable else 0,
         generation=durable.generation if durable else None,

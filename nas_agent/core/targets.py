@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Final
 from urllib.parse import unquote
@@ -43,7 +44,7 @@ Target = DirectoryTarget | GatewayTarget
 def parse_target(text: str) -> Target:
     """Return the target; raises `LocalError` naming the two accepted forms."""
     if text.startswith("file:///") and "\0" not in text:
-        return DirectoryTarget(unquote(text.removeprefix("file://")))
+        return DirectoryTarget(posixpath.normpath(unquote(text.removeprefix("file://"))))
     match = _HTTPS.fullmatch(text)
     if match is None or not 0 < int(match["port"]) <= 65535:
         raise LocalError(

@@ -129,6 +129,22 @@ def test_a_damaged_pack_costs_the_files_in_it_and_each_is_named(
     assert {event["path"] for event in events if event["event"] == "problem"} == damaged
 
 
+def test_a_backup_does_not_contain_itself(nas: Nas, source: Path, tmp_path: Path) -> None:
+    """The whole of `tmp_path`: the source, but neither the vault nor the state directory inside it."""
+    for _ in range(2):
+        code, events = nas.backup(tmp_path)
+        assert (code, events[-1]["complete"]) == (0, True)
+    assert nas.restore(tmp_path / "out")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"source", "pass"}
+
+
+@pytest.mark.parametrize("spelling", ["{0}/", "{0}/.", "/.{0}"])
+def test_a_target_is_the_same_however_it_is_spelt(nas: Nas, source: Path, spelling: str) -> None:
+    nas.backup(source)
+    code, events = nas.run("backup", str(source), "--to", "file://" + spelling.format(nas.vault))
+    assert (code, events[-1]["files_unchanged"]) == (0, 20)
+
+
 def test_a_directory_that_holds_other_things_is_not_made_a_vault(nas: Nas, source: Path) -> None:
     nas.vault.mkdir()
     (nas.vault / "photos").write_bytes(b"mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import AsyncIterator
@@ -236,6 +237,43 @@ async def test_with_the_line_down_from_the_start_the_cause_is_said(paired: Nas, 
     assert "line" in events[-1]["message"]
     assert "[line-down]" in events[-1]["message"]
     assert {event["code"] for event in events if event["event"] == "waiting"} == {"line-down"}
+
+
+async def test_a_gateway_at_another_address_is_the_same_vault(paired: Nas, source: Path) -> None:
+    await paired.run("backup", str(source))
+    state = StateDirectory(paired.home / "state")
+    before = state.load_gateway()
+    assert before is not None
+    async with trio.open_nursery() as nursery:
+        listener = trio.socket.socket(trio.socket.AF_INET6)
+        await listener.bind(("::1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        nursery.start_soon(forward_connections, listener, before.port)
+        state.save_gateway(msgspec.structs.replace(before, port=port))
+        code, events = await paired.run("backup", str(source))
+        nursery.cancel_scope.cancel()
+    listener.close()
+    assert (code, events[-1]["files_unchanged"], events[-1]["sequence"]) == (0, 5, 2)
+
+
+async def forward_connections(listener: trio.socket.SocketType, port: int) -> None:
+    async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await sink.send_all(data)
+            await sink.send_eof()
+
+    async def both_ways(near: trio.SocketStream, far: trio.SocketStream) -> None:
+        async with near, far, trio.open_nursery() as pumps:
+            pumps.start_soon(pump, near, far)
+            pumps.start_soon(pump, far, near)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            connection, _ = await listener.accept()
+            near, far = trio.SocketStream(connection), await trio.open_tcp_stream("::1", port)
+            nursery.start_soon(both_ways, near, far)
 
 
 async def test_a_revoked_nas_is_told_so(paired: Nas, source: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from nas_agent.adapters import directories
 from nas_agent.adapters.directories import OPEN_MAX, DirectoryChain, sorted_names
 from nas_agent.adapters.excludes import Excludes
+from nas_agent.adapters.measure import measure_sources
 from nas_agent.adapters.source_file import OpenFile, data_ranges
 from nas_agent.adapters.tree_reader import TreeReader, source_roots
 from nas_agent.adapters.tree_writer import TargetNotEmptyError, TreeWriter
@@ -488,3 +489,29 @@ def test_data_lies_between_the_holes(
     size: int, holes: tuple[tuple[int, int], ...], expected: list[tuple[int, int]]
 ) -> None:
     assert list(data_ranges(size, holes)) == expected
+
+
+def test_the_quick_count_finds_what_the_walk_finds(tree: Path, tmp_path: Path) -> None:
+    (tree / "left-out").mkdir()
+    (tree / "left-out" / "x").write_bytes(b"x")
+    (tree / "own").mkdir()
+    (tree / "own" / "y").write_bytes(b"y")
+    excludes, own = Excludes(["left-out/", "*.bin"]), [str(tree / "own")]
+    reader = _reader(tree, excludes=excludes, own_directories=own)
+    sizes = [
+        found.entry.size
+        for found in reader.walk()
+        if isinstance(found, Observed) and found.entry.kind is Kind.FILE
+    ]
+    visited: list[None] = []
+    counted = measure_sources(
+        source_roots([str(tree)]),
+        excludes,
+        one_file_system=True,
+        own_directories=own,
+        on_directory=lambda: visited.append(None),
+    )
+    assert counted == (len(sizes), sum(sizes))
+    assert (
+        len(visited) == len([path for path in tree.rglob("*") if path.is_dir() and not path.is_symlink()]) - 1
+    )
