@@ -60,6 +60,11 @@ class KnownGeneration(msgspec.Struct, frozen=True, kw_only=True):
         """The signed root."""
         return base64.b64decode(self.root)
 
+    @property
+    def receipt_blob(self) -> bytes | None:
+        """The signed receipt; None from a directory, or before the commit."""
+        return None if self.receipt is None else base64.b64decode(self.receipt)
+
 
 class SortedRefs:
     """The references of the run in SQLite, as `ports.Refs`."""

@@ -1,9 +1,8 @@
 """One backup run from opening a session to a verified receipt (design §6.3 to §6.6).
 
-Order, with the crash argument: packs acknowledged → chunks known to the catalogue → root and references saved as
-*pending* → commit → receipt verified → *durable*. A crash before the commit leaves packs the next run finds; after it,
-the next run repeats the same commit and gets the same receipt. Session keys exist in memory only: every run, also one
-that resumes, seals a new one.
+Packs are acknowledged, then their chunks are known to the catalogue, then the run is committed (`committing.py`): a crash
+anywhere leaves packs that the next run finds. Session keys exist in memory only: every run, also one that resumes, seals
+a new one.
 """
 
 from __future__ import annotations
@@ -16,19 +15,16 @@ import attrs
 import trio
 from nacl import bindings
 
-from nas_agent.adapters.catalogue import Catalogue, KnownGeneration, SortedRefs
+from nas_agent.adapters.catalogue import Catalogue, KnownGeneration
 from nas_agent.core.packing import SessionKeys
 from nas_agent.core.vault_keys import DeviceKeys
 from nas_agent.engine.chunk_flow import ChunkFlow, FlowCounts
+from nas_agent.engine.committing import Committer, Draft
 from nas_agent.engine.pipeline import FILE_BYTES_MAX, Pipeline, RunCounts
 from nas_agent.engine.retry import GIVE_UP_S, PatientStore
 from nas_agent.engine.shipping import Shipper, cpu_has_aes
 from nas_agent.errors import StoreRefusedError
 from nas_agent.ports import (
-    PACK_REJECTED,
-    PACK_SPOOLED,
-    PACK_STORED,
-    Committed,
     Head,
     Missing,
     Problem,
@@ -38,17 +34,14 @@ from nas_agent.ports import (
     VaultStore,
 )
 from runtime.errors import RemoteError
-from wire.errors import WireError
-from wire.storage import to_base64, verify_receipt
+from wire.storage import to_base64
 from wire.vault.frame import Algorithm
-from wire.vault.root import GenerationRoot, Manifest, next_history, root_hash, sign_root, unverified_root
+from wire.vault.root import Manifest
 from wire.vault.session import SESSION_KEY_BYTES, SessionHeader, SessionSecrets, seal_secrets, sign_header
 
 ATTEMPTS_MAX: Final = 3
 """A run is repeated when the store lost chunks or the session; what was sent is not sent again."""
 PROGRESS_EVERY_S: Final = 0.2
-STATES_PER_CALL: Final = 1024
-DRAIN_POLL_S: Final = 0.5
 
 
 @attrs.frozen
@@ -98,7 +91,6 @@ class BackupResult:
 @attrs.frozen
 class _Session:
     keys: SessionKeys
-    session: str
     head: Head | None
     sequence: int
 
@@ -154,6 +146,14 @@ class _Run:
         self._flow_counts = FlowCounts()
         self._problems: tuple[Problem, ...] = ()
         self._sequence = 0
+        self._committer = Committer(
+            store=store,
+            catalogue=catalogue,
+            keys=keys,
+            backup_set=options.backup_set,
+            wait_for_drain=not options.detach,
+            report=self._report,
+        )
 
     async def run(self) -> BackupResult:
         for attempt in range(1, ATTEMPTS_MAX + 1):
@@ -182,7 +182,9 @@ class _Run:
         session = await self._open()
         if isinstance(session, Refusal):
             return session
-        if await self._settle_pending(session):  # the earlier run's generation exists: go on from there
+        if await self._committer.settle_pending(
+            session.head
+        ):  # the earlier run's generation exists: go on from there
             await self._store.close()
             session = await self._open()
             if isinstance(session, Refusal):
@@ -190,7 +192,10 @@ class _Run:
         manifest = await self._read_source(session)
         if isinstance(manifest, Refusal):
             return manifest
-        return await self._commit(session, manifest)
+        outcome = await self._committer.commit(
+            Draft(session.keys.session.hex(), session.sequence, session.head, manifest, self._counts)
+        )
+        return self._result("durable", durable=outcome) if isinstance(outcome, KnownGeneration) else outcome
 
     async def _open(self) -> _Session | Refusal:
         """Open an append session whose header names the sequence after the store's head."""
@@ -204,7 +209,7 @@ class _Run:
             expected = opened.head.sequence + 1 if opened.head else 1
             if expected == sequence:
                 self._sequence = sequence
-                return _Session(keys, keys.session.hex(), opened.head, sequence)
+                return _Session(keys, opened.head, sequence)
             sequence = expected
             await self._store.close()
         raise RemoteError("the store names another newest generation each time it is asked")
@@ -230,29 +235,6 @@ class _Run:
         algorithm = Algorithm.AES_256_GCM if has_aes else Algorithm.CHACHA20_POLY1305
         keys = SessionKeys(session, session_key, algorithm, self._keys.device)
         return keys, sign_header(self._keys.device, header)
-
-    async def _settle_pending(self, session: _Session) -> bool:
-        """Finish the commit of an earlier run whose receipt was never seen; forget it if the store will not.
-
-        Returns True if that generation is durable now.
-        """
-        pending = self._catalogue.pending
-        if pending is None:
-            return False
-        head_sequence = session.head.sequence if session.head else 0
-        exists = session.head is not None and session.head.root_sha256 == pending.root_sha256
-        if not exists and head_sequence + 1 != pending.sequence:
-            await trio.to_thread.run_sync(self._catalogue.drop_pending)
-            return False
-        refs = await trio.to_thread.run_sync(self._catalogue.refs)
-        answer = await self._store.commit(pending.root_blob, refs)
-        if isinstance(answer, Committed):
-            await self._accept(answer, pending, refs)
-            return True
-        if exists:
-            raise RemoteError("the store has the generation of the last run but does not repeat its receipt")
-        await trio.to_thread.run_sync(self._catalogue.drop_pending)
-        return False
 
     async def _read_source(self, session: _Session) -> Manifest | Refusal:
         asks = self._catalogue.durable is None or self._catalogue.unfinished
@@ -296,105 +278,6 @@ class _Run:
             raise StoreRefusedError(answer.code, answer.message)
         return answer
 
-    async def _commit(self, session: _Session, manifest: Manifest) -> BackupResult | Missing | Refusal:
-        refs = await trio.to_thread.run_sync(self._catalogue.refs)
-        blob = sign_root(self._keys.device, self._root(session, manifest, refs))
-        await trio.to_thread.run_sync(
-            lambda: self._catalogue.save_pending(
-                sequence=session.sequence, root_sha256=root_hash(blob), root_blob=blob
-            )
-        )
-        drained = await self._drain()
-        if drained is not None:
-            return drained
-        self._report("commit")
-        answer = await self._store.commit(blob, refs)
-        if isinstance(answer, Missing | Refusal):
-            return answer
-        pending = self._catalogue.pending
-        if pending is None:
-            raise RuntimeError("commit: nothing is pending")
-        await self._accept(answer, pending, refs)
-        durable = self._catalogue.durable
-        return self._result("durable", durable=durable, receipt=answer.receipt)
-
-    async def _drain(self) -> Refusal | None:
-        """Wait until every pack that was only spooled is stored; a rejected one ends the run."""
-        while names := self._catalogue.spooled_packs(STATES_PER_CALL):
-            states = await self._store.pack_states(names)
-            if isinstance(states, Refusal):
-                return states
-            if PACK_REJECTED in states:
-                return Refusal("rejected", "the service refused a pack for good; see the gateway's page")
-            stored = [name for name, state in zip(names, states, strict=True) if state == PACK_STORED]
-            lost = [
-                name
-                for name, state in zip(names, states, strict=True)
-                if state not in {PACK_STORED, PACK_SPOOLED}
-            ]
-            # A pack nobody knows any more shows as missing chunks in the commit, which names them.
-            await trio.to_thread.run_sync(self._catalogue.forget_packs, [*stored, *lost])
-            if len(stored) + len(lost) < len(names):
-                if self._options.detach:
-                    return Refusal("draining", "the gateway has everything and is passing it on")
-                self._report("drain")
-                await trio.sleep(DRAIN_POLL_S)
-        return None
-
-    def _root(self, session: _Session, manifest: Manifest, refs: SortedRefs) -> GenerationRoot:
-        durable = self._catalogue.durable
-        parent = session.head.root_sha256 if session.head else None
-        known = None
-        if durable is not None and durable.root_sha256 == parent:
-            known = unverified_root(durable.root_blob)
-        return GenerationRoot(
-            contract=self._keys.contract,
-            backup_set=self._options.backup_set,
-            device_key=self._keys.device.public.hex(),
-            epoch=self._keys.epoch.epoch,
-            sequence=session.sequence,
-            session=session.session,
-            created_at=int(time.time()),
-            parent=parent,
-            history=next_history(known, parent, session.sequence - 1),
-            manifest=manifest,
-            files=self._counts.files,
-            logical_bytes=self._counts.logical_bytes,
-            complete=self._counts.problems_total == 0,
-            refs_count=refs.count,
-            refs_sha256=refs.sha256,
-        )
-
-    async def _accept(self, answer: Committed, pending: KnownGeneration, refs: SortedRefs) -> None:
-        """Verify the receipt, then make the generation the durable one."""
-        trust = self._keys.receipt_trust
-        if trust is not None:
-            if answer.receipt is None:
-                raise RemoteError("the service committed without a receipt")
-            try:
-                receipt = verify_receipt(
-                    answer.receipt, cert=trust.receipt_key_cert, service_root=trust.service_root
-                )
-            except WireError as error:
-                raise RemoteError(f"the receipt does not verify: {error}") from error
-            said = (
-                receipt.contract,
-                receipt.backup_set,
-                receipt.sequence,
-                receipt.root_sha256,
-                receipt.refs_sha256,
-            )
-            meant = (
-                self._keys.contract,
-                self._options.backup_set,
-                pending.sequence,
-                pending.root_sha256,
-                refs.sha256,
-            )
-            if said != meant:
-                raise RemoteError(f"the receipt is for another generation: expected {meant}, got {said}")
-        await trio.to_thread.run_sync(self._catalogue.promote, answer.generation, answer.receipt)
-
     def _tick(self, phase: str, counts: RunCounts, shipper: Shipper) -> None:
         if time.monotonic() < self._progress_at:
             return
@@ -416,7 +299,6 @@ class _Run:
         *,
         refusal: Refusal | None = None,
         durable: KnownGeneration | None = None,
-        receipt: bytes | None = None,
     ) -> BackupResult:
         return BackupResult(
             state=state,
@@ -424,7 +306,7 @@ class _Run:
             sequence=self._sequence,
             generation=durable.generation if durable else None,
             root_sha256=durable.root_sha256 if durable else None,
-            receipt=receipt,
+            receipt=durable.receipt_blob if durable else None,
             refusal=refusal,
             problems=self._problems,
             counts=self._counts,

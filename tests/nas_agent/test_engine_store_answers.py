@@ -139,6 +139,9 @@ async def test_a_rejected_pack_ends_the_run_with_the_reason(rig: EngineRig, scri
     assert result.refusal is not None
     assert result.refusal.code == "rejected"
     assert script.commits == 0
+    script.on_put = lambda number: "stored"
+    script.on_states = lambda number, states: states
+    assert (await rig.backup(some_tree(small=5, large=0))).state == "durable"
 
 
 async def test_a_full_quota_ends_the_run_and_what_was_sent_counts_next_time(
