@@ -148,15 +148,13 @@ async def running(
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_http, carrier, [listener])
         kind = RefusingClient if wrong_dates else HttpClient
-        async with kind("::1", listener.port) as client, HttpClient("::1", listener.port) as dateless:
-            clock = ManualClock(unix_s=machine_s)
-            logger = get_logger("hgwd", stream=log)
-            service = UpdateService(
-                settings, open_state(directory / "state"), client, dateless, clock, logger
-            )
-            await nursery.start(service.run)
-            yield Gateway(service, log)
-            nursery.cancel_scope.cancel()
+        client, dateless = kind("::1", listener.port), HttpClient("::1", listener.port)
+        clock = ManualClock(unix_s=machine_s)
+        state = open_state(directory / "state")
+        service = UpdateService(settings, state, client, dateless, clock, get_logger("hgwd", stream=log))
+        await nursery.start(service.run)
+        yield Gateway(service, log)
+        nursery.cancel_scope.cancel()
 
 
 def wants_target(carrier: Carrier) -> None:
