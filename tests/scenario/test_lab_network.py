@@ -119,6 +119,16 @@ def test_a_true_source_of_the_same_packets_is_not_counted(lab: Lab, listener: so
     assert lab.forged_packets() == before
 
 
+def test_the_packets_of_forge_are_sound_so_that_only_their_source_stops_them(lab: Lab) -> None:
+    # Without this a broken checksum would look like a working filter.
+    with lab.carrier.call(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as datagrams:
+        datagrams.bind((lab.carrier_address, 7009))
+        datagrams.settimeout(5)
+        lab.forge(2, source=lab.addresses(1).wan, port=7009)
+        lab.forge(2, source=lab.addresses(2).wan, port=7009)
+        assert datagrams.recvfrom(100)[1][0] == lab.addresses(2).wan
+
+
 @pytest.mark.parametrize("how", [Cut.LINK_DOWN, Cut.SILENT])
 def test_a_cut_line_is_dead_and_the_other_lives_until_it_is_restored(
     lab: Lab, listener: socket.socket, how: Cut
