@@ -19,8 +19,8 @@ import msgspec
 
 from nas_agent.adapters.catalogue import Catalogue
 from nas_agent.core.change import NEVER_CTIME, Parent, Remembered, is_unchanged, trusted_ctime
-from nas_agent.core.chunking import Compressor, cut, make_chunker
-from nas_agent.core.segments import SAMPLE_BYTES, SMALL_FILE_MAX, Segment
+from nas_agent.core.chunking import cut, make_chunker
+from nas_agent.core.segments import SMALL_FILE_MAX, Segment, looks_random
 from nas_agent.engine.chunk_flow import ChunkFlow, Piece
 from nas_agent.errors import SourceChangedError
 from nas_agent.ports import Observed, Problem, SourceFile, TreeSource
@@ -35,7 +35,6 @@ DRAFTS_MAX: Final = 2048
 FILE_BYTES_MAX: Final = 30 << 30
 """AZK-80: 30 GB per file, 1 GB = 2^30 bytes; larger files are refused and listed."""
 PROBLEMS_MAX: Final = 10_000
-_SAMPLE_RATIO: Final = 0.9
 
 
 @attrs.define
@@ -103,7 +102,6 @@ class Pipeline:
         self._on_tick = on_tick
         self._file_bytes_max = file_bytes_max
         self._chunker = make_chunker(chunk_seed)
-        self._compressor = Compressor()
         self._buffers = [ReadBuffer(memoryview(bytearray(READ_BUFFER_BYTES))) for _ in range(READ_BUFFERS)]
         self._segments = {kind: (Segment(), [Piece()]) for kind in (True, False)}
         self._drafts: deque[_Draft] = deque()
@@ -219,7 +217,7 @@ class Pipeline:
         self.counts.read_bytes += got
         if got != wanted:
             return got
-        compresses = self._compressor.ratio(room[:SAMPLE_BYTES]) < _SAMPLE_RATIO
+        compresses = not looks_random(room)
         if not compresses:
             segment, pieces = self._segments[False]
             segment.room(wanted)[:] = room
