@@ -148,5 +148,20 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(nas: Nas, source: Path, t
     assert before + events[-1]["sent_bytes"] <= 41_000_000 + 1_000_000 + (5 << 20)
 
 
+def test_interrupted_by_hand_it_says_so_and_ends_at_once(nas: Nas, source: Path, tmp_path: Path) -> None:
+    (source / "large").write_bytes(random.Random(9).randbytes(60_000_000))
+    command = [sys.executable, "-m", "nas_agent.cli", "backup", str(source), "--to", nas.target, "--quiet"]
+    run = subprocess.Popen(
+        [*command, "--state", str(tmp_path / "state")], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE
+    )
+    while run.poll() is None and _stored_bytes(nas) < 8_000_000:
+        time.sleep(0.002)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=20)
+    assert run.returncode == 1
+    assert said.decode().startswith("nas-agent: interrupted; run the same again")
+    assert nas.backup(source)[0] == 0
+
+
 def _stored_bytes(nas: Nas) -> int:
     return sum(path.stat().st_size for path in (nas.vault / "packs").glob("*/" + "?" * 64))

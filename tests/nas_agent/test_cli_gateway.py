@@ -112,6 +112,7 @@ def source(tmp_path: Path) -> Path:
 
 
 async def test_both_sides_show_the_same_digits_and_the_nas_is_enrolled(nas: Nas) -> None:
+    """AZK-18b, AZK-22: the single-use code of the notice enrols the NAS's own key, which is its credential from then on."""
     code, events, at_the_gateway = await nas.pair(*nas.notice)
     assert code == 0, events
     assert [event["digits"] for event in events if event["event"] == "digits"] == at_the_gateway
@@ -277,6 +278,7 @@ async def forward_connections(listener: trio.socket.SocketType, port: int) -> No
 
 
 async def test_a_revoked_nas_is_told_so(paired: Nas, source: Path) -> None:
+    """AZK-15, the gateway's half: its credential is worth nothing any more, and the person is told what to do."""
     (device,) = (
         [each.device for each in await paired.gateway.devices.list_all()]
         if hasattr(paired.gateway.devices, "list_all")
