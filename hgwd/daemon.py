@@ -170,7 +170,7 @@ async def _wire_relay(
     service.log.info("spool_recovered", **attrs.asdict(recovered))
     devices = LanDevices(database, clock)
     await devices.load()
-    upstream = StorageUpstream(_carrier_client(config), clock, _log_line(service))
+    upstream = StorageUpstream(carrier_client(config), clock, _log_line(service))
     spool.line_up = lambda: upstream.line.state != "down"
     forwarder = Forwarder(spool, upstream, clock, service.log, uploads_max=config.spool.uploads_max)
     desk = PairingDesk(bytes.fromhex(pin), devices, clock)
@@ -285,13 +285,15 @@ def _admin_page(
     )
 
 
-def _carrier_client(config: HgwdConfig) -> HttpClient:
+def carrier_client(config: HgwdConfig) -> HttpClient:
+    """Return the client to the storage service: IPv6 only, for the line is known by its IPv6 prefix and nothing else."""
     carrier = config.carrier
     return HttpClient(
         carrier.host,
         carrier.port,
         client_context(carrier.ca_file),
         server_name=carrier.server_name,
+        source_address="::",
         timeouts=attrs.evolve(
             UPSTREAM_LIMITS, connect_s=carrier.connect_timeout_s, head_s=carrier.answer_timeout_s
         ),

@@ -39,7 +39,8 @@ async def relay_streamed(
     nursery: trio.Nursery, asking: Asking, *, still_allowed: Callable[[], bool]
 ) -> Response:
     """Send the request in a task of `nursery` and return its answer: a success streamed, a refusal whole."""
-    return await nursery.start(_pump, asking, still_allowed)
+    answer: Response = await nursery.start(_pump, asking, still_allowed)
+    return answer
 
 
 async def _pump(

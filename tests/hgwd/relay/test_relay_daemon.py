@@ -8,14 +8,21 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import trio
 
+from hgwd.adapters.control import serve_control
 from hgwd.cli import main
+from hgwd.config import load_hgwd_config
+from hgwd.daemon import carrier_client
+from runtime.errors import Unavailable
 from runtime.tls import make_self_signed
 
 ROOT = Path(__file__).parents[3]
@@ -235,3 +242,40 @@ def test_the_prefix_of_the_wan_interface_is_read_from_the_kernel():
     assert "127.0.0.0/8" in prefixes
     assert read_wan_prefixes("no-such-if") == ()
     assert read_wan_prefixes(None) == ()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_the_service_is_never_asked_over_ipv4(config, tmp_path, host):
+    """X-03: over IPv4 the service could not know the line."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        path = write_config(
+            tmp_path, changes=[("carrier", f'host = "{host}"'), ("carrier", f"port = {port}")]
+        )
+        async with carrier_client(load_hgwd_config(path)) as client:
+            with pytest.raises(Unavailable):
+                await client.request("GET", "/")
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root only: asks as another user")
+async def test_another_user_gets_no_answer_from_the_control_socket():
+    async def handle(request):
+        raise AssertionError("nobody asked for this")
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "control.sock")
+        Path(directory).chmod(0o755)
+        ask = ["curl", "--silent", "--http0.9", "--unix-socket", str(path), "http://hgwd/"]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, path, handle)
+            path.chmod(0o666)  # as if the mode had not held: the kernel's word for the caller remains
+            answered = [
+                (await trio.run_process(ask, capture_stdout=True, check=False, **options)).stdout
+                for options in ({}, {"user": 65534, "extra_groups": []})
+            ]
+            nursery.cancel_scope.cancel()
+        assert b'"error"' in answered[0]  # root is answered, if only that it spoke no JSON
+        assert answered[1] == b""
