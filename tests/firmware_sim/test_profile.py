@@ -69,8 +69,3 @@ def test_a_malformed_profile_is_refused_naming_the_key(change, named: str) -> No
 def test_an_unknown_profile_is_refused(name: str) -> None:
     with pytest.raises(ProfileError):
         load_profile(name)
-
-
-def test_data_folders_are_packages_so_that_a_wheel_carries_them() -> None:
-    for name in ("firmware_sim.profiles", "firmware_sim.boot.guest"):
-        assert (resources.files(name) / "__init__.py").is_file()
