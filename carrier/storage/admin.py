@@ -18,7 +18,7 @@ from carrier.storage import facts
 from carrier.storage import outcomes as out
 from carrier.storage.inspect import PIECE_BYTES, inspect_pack
 from carrier.storage.ports import BlobInfo, BlobStore, StorageStores
-from carrier.storage.tables import CODE_LIFE_S, ORPHAN_AGE_S, PLANS
+from carrier.storage.tables import CODE_LIFE_S, ORPHAN_AGE_S, PLANS, TIERS
 from runtime.clock import Clock
 from wire.errors import WireError
 from wire.ids import ContractId, CustomerId
@@ -39,7 +39,7 @@ class StorageAdmin:
         self, contract: ContractId, plan: str, customer_id: CustomerId
     ) -> out.OpeningNotice | out.ContractTaken | out.LineMissing | out.PlanUnknown:
         """Open a contract on a running line and return its opening notice (開通のご案内)."""
-        if plan not in PLANS:
+        if plan not in PLANS or not TIERS[PLANS[plan].tier].sold:
             return out.PlanUnknown(plan)
         code_text, code = self._draw_code()
         added = self.stores.contracts.add_contract(contract, plan, customer_id, code, self._now())

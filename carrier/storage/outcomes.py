@@ -80,7 +80,7 @@ class LineMissing:
 
 @attrs.frozen
 class PlanUnknown:
-    """The plan is not in the table of AZK-01."""
+    """The plan is not in the table of AZK-01, or its tier is not sold (AZK-09)."""
 
     plan: str
 

@@ -51,6 +51,34 @@ MISSING_LISTED_MAX: Final = 4096
 
 
 @attrs.frozen
+class Tier:
+    """A product tier (AZK-09): capacities it may have, in bytes, what it can do, whether it is sold here."""
+
+    name: str
+    capacity_bytes_min: int
+    capacity_bytes_max: int
+    bonus_bytes: int
+    features: frozenset[str]
+    sold: bool
+
+
+_BASIC: Final = frozenset({"backup", "restore", "generations"})
+_PAID: Final = _BASIC | {"scheduler", "bulletin-board", "synced-folders"}
+
+TIERS: Final = {
+    tier.name: tier
+    for tier in (
+        Tier("free", 5 * GIB, 5 * GIB, 5 * GIB, _BASIC, sold=False),
+        Tier("paid", 10 * GIB, 1000 * GIB, 0, _PAID, sold=False),
+        Tier(
+            "pro", 10 * GIB, 5 * TIB, 0, _PAID | {"line-authentication", "device-authentication"}, sold=True
+        ),
+    )
+}
+"""AZK-09: three tiers can be represented, PRO alone is sold. `bonus_bytes` 0: see the plan, or none is stated."""
+
+
+@attrs.frozen
 class Plan:
     """One row of AZK-01: fee in yen with tax, capacities in bytes."""
 
@@ -59,6 +87,7 @@ class Plan:
     fee_yen: int
     capacity_bytes: int
     capacity_with_bonus_bytes: int
+    tier: str = "pro"
 
 
 PLANS: Final = {

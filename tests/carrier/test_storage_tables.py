@@ -20,7 +20,7 @@ from carrier.storage.domain import (
     decide_opening_reservation,
     decide_reservation,
 )
-from carrier.storage.tables import PLANS
+from carrier.storage.tables import PLANS, TIERS
 
 JST = dt.timezone(dt.timedelta(hours=9))
 FOREVER = 1 << 40
@@ -57,6 +57,24 @@ def test_AZK_02_exact_byte_counts_of_the_catalogue():
     assert PLANS["10gb"].capacity_with_bonus_bytes == 16_106_127_360
     assert PLANS["1tb"].capacity_bytes == 1_099_511_627_776
     assert PLANS["1tb"].capacity_with_bonus_bytes == 1_209_462_790_553
+
+
+def test_AZK_09_three_tiers_are_data_and_only_pro_is_sold():
+    assert {name for name, tier in TIERS.items() if tier.sold} == {"pro"}
+    assert (TIERS["free"].capacity_bytes_max, TIERS["free"].bonus_bytes) == (5 * 2**30, 5 * 2**30)
+    assert (TIERS["paid"].capacity_bytes_min, TIERS["paid"].capacity_bytes_max) == (10 * 2**30, 1000 * 2**30)
+    assert TIERS["paid"].features - TIERS["free"].features == {
+        "scheduler",
+        "bulletin-board",
+        "synced-folders",
+    }
+    assert TIERS["pro"].features - TIERS["paid"].features == {"line-authentication", "device-authentication"}
+
+
+def test_every_plan_fits_its_tier():
+    for plan in PLANS.values():
+        tier = TIERS[plan.tier]
+        assert tier.capacity_bytes_min <= plan.capacity_bytes <= tier.capacity_bytes_max
 
 
 NOW = jst(2025, 3, 15, 12)
