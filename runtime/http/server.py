@@ -182,6 +182,7 @@ class _Server:
             except OSError as exc:
                 if exc.errno in _ACCEPT_RETRY:
                     self._log_full(f"accept: {exc.strerror}")
+                    self._evict()
                     await trio.sleep(ACCEPT_RETRY_S)
                 continue
             self._admit(sock, listener, nursery)

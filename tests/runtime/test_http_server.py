@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -360,6 +361,54 @@ async def test_pipelined_requests_do_not_keep_the_loop_to_themselves(running, de
         nursery.cancel_scope.cancel()
     assert answers.count(b"HTTP/1.1 200 ") == requests
     assert turns >= requests / 2
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    size_bytes: int
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b'{"size_bytes":5}', 200, b"5"),
+        (b'{"size_bytes":"5"}', 400, b"$.size_bytes"),
+        (b'{"size_bytes":5,"x":1}', 400, b"unknown field"),
+        (b'{"size_bytes":', 400, b"bad-format"),
+        (b'{"size_bytes":5, "y":"\xff"}', 400, b"bad-format"),
+        (b"[" * 90, 400, b"bad-format"),
+        (b" " * 101, 413, b"too-large"),
+    ],
+)
+async def test_json_body_is_decoded_or_refused_with_the_place(sent, status, said, running, exchange):
+    async def handler(request):
+        wanted = await request.read_json(Wanted, limit_bytes=100)
+        return json_response(200, wanted.size_bytes)
+
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(sent)
+    async with running(handler) as server:
+        answer_head, body = split(await exchange(server.port, head + sent))
+    assert answer_head.startswith(b"http/1.1 %d " % status)
+    assert said in body
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_download_that_is_not_taken_is_given_up(secure, running, file_router, certificate):
+    """sendfile, too, waits no longer than the minimum rate allows (H18)."""
+    limits = HttpLimits(rate_grace_s=0.3, send_rate_bytes_per_s=1e9)
+    context = tls.server_context(certificate.cert, certificate.key) if secure else None
+    async with running(file_router[0], limits=limits, context=context) as server:
+        tcp = socket.create_connection(("::1", server.port))
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        tcp.setblocking(False)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(tcp))
+        asked = stream
+        if secure:
+            asked = trio.SSLStream(stream, tls.client_context(certificate.cert), server_hostname="localhost")
+        await asked.send_all(GET % (b"/file", b"") * 20)
+        with trio.fail_after(5):
+            while not server.log_lines() or server.log_lines()[-1]["status"] != 499:
+                await trio.sleep(0.05)
+        await trio.aclose_forcefully(stream)
 
 
 async def test_header_injection_by_a_handler_becomes_a_500(running, exchange):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,35 @@ def test_server_and_client_fit_in_the_gateways_memory():
         "print(runtime.metrics.resident_memory_bytes())"
     )
     assert int(python(program)) < 36 * 1024 * 1024
+
+
+FEW_DESCRIPTORS = """
+import resource, sys, trio
+from runtime.http import HttpLimits, Response, open_listener, serve_http
+async def handler(request):
+    return Response(204, close=True)
+async def main():
+    listener = open_listener("::1", 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+    print(listener.port, flush=True)
+    await serve_http(handler, [listener], limits=HttpLimits(header_s=60, peer_connections_max=1000))
+trio.run(main)
+"""
+
+
+def test_server_without_free_descriptors_serves_again_when_there_are_some():
+    with subprocess.Popen([sys.executable, "-c", FEW_DESCRIPTORS], stdout=subprocess.PIPE) as process:
+        try:
+            port = int(process.stdout.readline())
+            crowd = [socket.create_connection(("::1", port)) for _ in range(40)]
+            with socket.create_connection(("::1", port), timeout=20) as good:
+                good.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert good.recv(100).startswith(b"HTTP/1.1 204 ")
+            for sock in crowd:
+                sock.close()
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 SERVICE = """
