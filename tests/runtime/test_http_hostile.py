@@ -167,6 +167,7 @@ async def test_nothing_is_served_after_a_chunked_request(running, demo_router, e
 
 
 async def test_forwarded_addresses_are_ignored(running, exchange):
+    """X-03, threat L1: the line is decided from the socket's peer, so nothing a client writes may change it."""
     seen = []
 
     async def handler(request):
