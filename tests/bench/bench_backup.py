@@ -9,6 +9,7 @@ HGW_BENCH_BORG (another borg program, e.g. 1.4 from PyPI, measured beside the on
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -218,7 +219,10 @@ def one_round(
     rng = random.Random(SEED)
     source = base / "source"
     source.mkdir()
-    make(source, rng, scale)
+    # In a process of its own: a child's peak memory (wait4) counts from the size its parent had.
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(source, rng, scale))
+    maker.start()
+    maker.join()
     for tool in tools:
         work = base / tool.name.replace(" ", "-")
         work.mkdir()

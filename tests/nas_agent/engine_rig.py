@@ -198,7 +198,7 @@ def some_tree(seed: int = 1, *, small: int = 60, large: int = 2) -> MemorySource
         files[b"dir%d/sub/file%03d" % (number % 5, number)] = MemoryFile(data, inode=100 + number)
     for number in range(large):
         files[b"large/random%d" % number] = MemoryFile(rng.randbytes(3_000_000), inode=1000 + number)
-        text = b"".join(b"%d %x some log text\n" % (i, rng.getrandbits(40)) for i in range(25_000))
+        text = b"".join(b"%d %x some log text\n" % (i, rng.getrandbits(40)) for i in range(12_000))
         files[b"large/text%d" % number] = MemoryFile(text, inode=2000 + number)
     return MemorySource(files)
 

@@ -108,9 +108,19 @@ class Scene:
         return Anchor(device_key, self.newest.sequence, self.newest.root_sha256)
 
 
+_MADE: list[Scene] = []
+
+
 @pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
-    scene = Scene(make_rig(tmp_path))
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """One vault for all tests here: they only read."""
+    if not _MADE:
+        _MADE.append(await make_scene(tmp_path_factory.mktemp("hostile")))
+    return _MADE[0]
+
+
+async def make_scene(base: Path) -> Scene:
+    scene = Scene(make_rig(base))
     source = some_tree(small=20, large=1)
     for number in range(3):
         source.files[b"changing"] = attrs.evolve(

@@ -21,6 +21,7 @@ from tests.nas_agent.engine_rig import OWNER, EngineRig, frames_of, make_rig
 
 CHILD = Path(__file__).with_name("engine_child.py")
 KILLS = 12
+SOAK_KILLS = 400
 TIMED_KILLS = 4
 FRAMES_PER_PACK_HERE = 40
 
@@ -79,32 +80,43 @@ def rig(tmp_path: Path) -> EngineRig:
     return make_rig(tmp_path / "nas")
 
 
-def test_killed_at_any_write_a_backup_resumes_without_loss(
-    rig: EngineRig, tmp_path: Path, seeded_random: random.Random
-) -> None:
+def kill_at_writes(rig: EngineRig, tmp_path: Path, rng: random.Random, kills: int) -> None:
+    """Back up `kills` times, each killed at a random write or, if it came through, followed by a change; then judge."""
     source = tmp_path / "source"
-    make_source(source, seeded_random)
-    other = make_rig(tmp_path / "count") if (tmp_path / "count").mkdir() is None else rig
-    whole = run_child(other, source, 0)
+    make_source(source, rng)
+    (tmp_path / "count").mkdir()
+    whole = run_child(make_rig(tmp_path / "count"), source, 0)
     writes = int(whole.stdout)
-    assert writes > KILLS, whole
+    assert writes > 12, whole
     history = []
-    for round_number in range(KILLS):
-        kill_at = seeded_random.randrange(1, writes + 1)
-        killed = run_child(rig, source, kill_at)
+    for number in range(kills):
+        killed = run_child(rig, source, rng.randrange(1, writes + 1))
         history.append(all_frames(rig.vault))
-        if killed.returncode == 0:  # resuming needs fewer writes than kill_at
-            source_file = source / f"large{round_number % 6}"
-            source_file.write_bytes(seeded_random.randbytes(3 << 20))
+        if killed.returncode == 0:  # resuming needs fewer writes than that
+            (source / f"large{number % 6}").write_bytes(rng.randbytes(3 << 20))
             continue
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        if round_number % 3 == 0:
-            (source / f"d0/changed{round_number}").write_bytes(b"changed between the kills" * round_number)
+        if number % 3 == 0:
+            (source / f"d0/changed{number}").write_bytes(b"changed between the kills" * number)
     done = run_child(rig, source, 0)
     assert done.returncode == 0, done.stderr
     history.append(all_frames(rig.vault))
     assert check_frames(history) == 0
     check_restored(rig, source)
+
+
+def test_killed_at_any_write_a_backup_resumes_without_loss(
+    rig: EngineRig, tmp_path: Path, seeded_random: random.Random
+) -> None:
+    kill_at_writes(rig, tmp_path, seeded_random, KILLS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_killed_hundreds_of_times_a_backup_still_resumes_without_loss(
+    rig: EngineRig, tmp_path: Path, seeded_random: random.Random
+) -> None:
+    kill_at_writes(rig, tmp_path, seeded_random, SOAK_KILLS)
 
 
 def test_killed_at_any_moment_a_backup_resumes_without_loss(
