@@ -32,6 +32,7 @@ from hgwd.core.spool import (
     OVER_KEEP_S,
     REJECTED_KEEP_S,
     RETRY_AFTER_LINE_UP_S,
+    SESSION_KEEP_S,
     WANTED_S,
     Admitted,
     AlreadyRejected,
@@ -184,6 +185,7 @@ class Spool:
         async with self._commit:
             for row in freed:
                 await self._remove(await self._db.run(rows.forget_pack, row.number))
+        await self._db.run(rows.forget_sessions, now_s - SESSION_KEEP_S)
 
     async def is_intact(self, pack: str) -> bool:
         """Hash a pack's file again; False when it is gone or damaged."""

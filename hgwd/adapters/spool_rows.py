@@ -219,6 +219,14 @@ def stale_packs(
     return freed, over
 
 
+def forget_sessions(db: sqlite3.Connection, opened_before_s: float) -> int:
+    """Forget old sessions of which nothing lies here; return how many."""
+    return db.execute(
+        "DELETE FROM session WHERE opened_at_s < ? AND session NOT IN (SELECT session FROM pack WHERE state IN (?, ?))",
+        (int(opened_before_s), *_HERE),
+    ).rowcount
+
+
 def forget_pack(db: sqlite3.Connection, number: int) -> list[str]:
     """Delete a row; return the names whose files may go."""
     rows = db.execute("DELETE FROM pack WHERE number = ? RETURNING pack", (number,)).fetchall()

@@ -19,6 +19,8 @@ import attrs
 
 REJECTED_KEEP_S: Final = 7 * 24 * 3600
 OVER_KEEP_S: Final = 14 * 24 * 3600
+SESSION_KEEP_S: Final = 60 * 24 * 3600
+"""A session opened longer ago, with nothing of it waiting here, is forgotten; its lease ended long before."""
 STORED_ROWS_MAX: Final = 10_000
 WANTED_S: Final = 120.0
 RETRY_AFTER_LINE_UP_S: Final = 2

@@ -11,7 +11,7 @@ import trio
 from relay_kit import KIB, FakeService, Nas, code_of, make_pack, open_rig, refusal
 
 from hgwd.adapters import spool_rows
-from hgwd.core.spool import OVER_KEEP_S, REJECTED_KEEP_S, PackState
+from hgwd.core.spool import OVER_KEEP_S, REJECTED_KEEP_S, SESSION_KEEP_S, PackState
 
 
 def spool_files(directory):
@@ -263,3 +263,20 @@ async def test_packs_of_a_session_that_nobody_renews_become_rejected_with_the_re
         await rig.spool.tidy()
         row = await rig.database.read(spool_rows.get_pack, nas.device, pack[0])
         assert (row.state, row.reason) == (PackState.REJECTED, "session-over")
+
+
+async def test_old_sessions_are_forgotten_unless_something_of_them_waits(tmp_path):
+    async with open_rig(tmp_path) as rig:
+        nas = await rig.pair()
+        done = await nas.open()
+        waiting = await nas.open()
+        await nas.put(*make_pack())
+        rig.clock.advance(SESSION_KEEP_S)
+        await rig.spool.tidy()
+        assert await rig.spool.session(done) is not None
+        rig.clock.advance(1)
+        fresh = await nas.open()
+        await rig.spool.tidy()
+        assert await rig.spool.session(done) is None
+        assert await rig.spool.session(waiting) is not None
+        assert await rig.spool.session(fresh) is not None
