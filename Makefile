@@ -38,7 +38,9 @@ lint: setup ## format, lint, types, architecture
 
 bench: ## time against restic, borg and nginx; prints the tables of docs/benchmarks.md
 	@scripts/setup.sh $(LISTS) scripts/debian-packages-bench.txt
-	@$(PY) tests/bench/run.py $(if $(WRITE),--write)
+	@[ -x build/bench/bin/borg ] || { python3.11 -m venv build/bench && build/bench/bin/pip install -q \
+	  --disable-pip-version-check --require-hashes -r requirements/bench.txt; }
+	@HGW_BENCH_BORG=build/bench/bin/borg $(PY) tests/bench/run.py $(if $(WRITE),--write)
 
 requirements: setup ## docs/requirements.md from the catalogue and the IDs that tests cite
 	@$(PY) scripts/requirements_table.py

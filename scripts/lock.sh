@@ -16,3 +16,6 @@ compile gateway gateway
 compile nas nas
 compile server server
 compile dev gateway nas server dev
+.venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+  -o requirements/bench.txt requirements/bench.in

@@ -69,7 +69,7 @@ class KitSigner(Signer):
 
     @classmethod
     def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: Any = None) -> Signer:
-        raise NotImplementedError
+        raise AssertionError("a test key is never loaded by URI")
 
     def sign(self, payload: bytes) -> Signature:
         return Signature(self.key.keyid, self._key.sign(payload).hex())
