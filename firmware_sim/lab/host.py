@@ -25,11 +25,13 @@ from typing import TypeVar
 from firmware_sim.lab.commands import nft, run_tool
 from firmware_sim.lab.errors import LabError, ProcessEndedError
 from firmware_sim.lab.limits import Limiter
-from firmware_sim.lab.memory import Usage, children_of, descendants, read_usage
+from firmware_sim.lab.memory import Usage, children_of, descendants, read_footprint_bytes, read_usage
 from firmware_sim.lab.process import Process
 
 # dash reaps orphans while it waits for cat, and cat ends with the pipe: the smallest init that does both.
 _INIT = "echo on; cat >/dev/null"
+_INIT_COMMAND = "cat"
+SANDBOX_COMMAND = "bwrap"
 _SILENCE = """\
 table inet lab_power {
   chain out { type filter hook output priority -400; policy drop; }
@@ -50,6 +52,7 @@ class Host:
         self.limiter = limiter
         self.processes: list[Process] = []
         self.peak_bytes = 0
+        self.software_peak_bytes = 0
         self._logs = logs
         self._power: subprocess.Popen[bytes] | None = None
         self._init = 0
@@ -64,28 +67,23 @@ class Host:
         """Start the host's init; does nothing when it is on. `spawn` and `run` do it by themselves."""
         if self.powered:
             return
-        self._power = subprocess.Popen(
+        power = subprocess.Popen(
             [
                 *self._network(),
-                "unshare",
-                "--pid",
-                "--fork",
-                "--mount-proc",
-                "--kill-child",
-                "--",
-                "sh",
-                "-c",
-                _INIT,
+                *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+                *("--", "sh", "-c", _INIT),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        if self._power.stdout is None or self._power.stdout.readline() != b"on\n":
-            error = self._power.communicate()[1].decode("utf-8", "replace")
+        if power.stdout is None or power.stdout.readline() != b"on\n":
+            error = power.communicate()[1].decode("utf-8", "replace")
             raise LabError(f"lab: host {self.name} did not start: {error.strip()}")
-        self._init = children_of(self._power.pid)[0]
+        # The init first: whoever finds the host powered (the sampler's thread) may look for what descends from it.
+        self._init = children_of(power.pid)[0]
+        self._power = power
 
     def power_cut(self) -> None:
         """End everything on the host at once, without a farewell to its peers, and leave it off.
@@ -215,15 +213,25 @@ class Host:
         return results[0]
 
     def usages(self) -> list[Usage]:
-        """Return what each process on the host uses now, launchers and init left out; notes the sum's peak."""
+        """Return what each process on the host uses now, the host's init left out; notes the sums' peaks.
+
+        `peak_bytes` is of our programs, `software_peak_bytes` of what they run for others, inside bubblewrap: the
+        budgets of design §9 hold for the first, delivered software apart.
+        """
         if not self.powered:
             return []
-        launchers = {self._init}
         pids = descendants([self._init, *(process.pid for process in self.processes if process.alive)])
-        found = [
-            usage for pid in sorted(pids - launchers) if (usage := read_usage(pid)) and usage.command != "cat"
-        ]
-        self.peak_bytes = max(self.peak_bytes, sum(usage.rss_bytes for usage in found))
+        found = [usage for pid in sorted(pids - {self._init}) if (usage := read_usage(pid))]
+        found = [usage for usage in found if usage.command != _INIT_COMMAND]
+        software = descendants(usage.pid for usage in found if usage.command == SANDBOX_COMMAND)
+        ours_bytes = software_bytes = 0
+        for usage in found:
+            if usage.pid in software:
+                software_bytes += read_footprint_bytes(usage.pid)
+            else:
+                ours_bytes += read_footprint_bytes(usage.pid)
+        self.peak_bytes = max(self.peak_bytes, ours_bytes)
+        self.software_peak_bytes = max(self.software_peak_bytes, software_bytes)
         return found
 
     def _network(self) -> list[str]:

@@ -44,6 +44,22 @@ def read_usage(pid: int) -> Usage | None:
     )
 
 
+def read_footprint_bytes(pid: int) -> int:
+    """Return what a process adds to its host's memory; 0 when it is gone.
+
+    Its anonymous pages, each shared one (after a fork) divided among its owners, and all its file pages: libraries
+    that several processes map are counted in each, so that a sum is never too low.
+    """
+    try:
+        rollup = (PROC / str(pid) / "smaps_rollup").read_text("ascii")
+        status = (PROC / str(pid) / "status").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    anonymous = [line for line in rollup.splitlines() if line.startswith("Pss_Anon:")]
+    file = [line for line in status.splitlines() if line.startswith("RssFile:")]
+    return sum(_kib(line.partition(":")[2]) for line in (*anonymous, *file))
+
+
 def descendants(roots: Iterable[int]) -> set[int]:
     """Return the processes that descend from `roots`, these included, as far as they live now."""
     children: dict[int, list[int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,6 +124,26 @@ def test_the_sum_over_a_host_counts_what_its_programs_forked(lab: Lab) -> None:
     assert lab.nas(1).peak_bytes > 40 * MIB
     lab.nas(1).power_cut()
     assert lab.nas(1).usages() == []
+
+
+def test_what_runs_in_the_sandbox_is_counted_apart_and_shared_pages_once(lab: Lab) -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    nas = lab.nas(1)
+    nas.power_cut()
+    nas.peak_bytes = nas.software_peak_bytes = 0
+    big = f"a = bytearray({30 * MIB}); print('big'); import time; time.sleep(60)"
+    inside = ["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--die-with-parent", *python(big)]
+    nas.spawn(inside, name="software").wait_for_line("big", timeout_s=10)
+    # 30 MiB touched, then forked: two processes share the same pages.
+    forked = f"import os, time; a = bytearray({30 * MIB}); os.fork(); print('big'); time.sleep(60)"
+    ours = nas.spawn(python(forked), name="ours")
+    ours.wait_for_line("big", timeout_s=10)
+    ours.wait_for_line("big", timeout_s=10)
+    nas.usages()
+    assert 30 * MIB < nas.software_peak_bytes < 60 * MIB
+    assert 30 * MIB < nas.peak_bytes < 60 * MIB
+    nas.power_cut()
 
 
 def test_a_gateway_process_over_the_profile_memory_is_killed_and_counted(lab: Lab) -> None:
