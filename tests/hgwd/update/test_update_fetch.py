@@ -171,7 +171,7 @@ async def test_bytes_behind_the_journal_are_dropped(tmp_path: Path) -> None:
         with pytest.raises((Unavailable, RemoteError)):
             await it.fetch.download(wanted(), it.part)
     with it.part.open("ab") as file:
-        file.write(b"torn page" * 100)
+        file.write(b"torn page" * 300_000)
     async with serving(honest) as server, rig(tmp_path, server) as it:
         await it.fetch.download(wanted(), it.part)
         assert range_start(server.requests[0]) >= JOURNAL_BYTES

@@ -242,6 +242,16 @@ def test_refuses_a_rolled_back_role_once_it_saw_a_newer_one(part: str) -> None:
     assert kit.flash.files[Source.IMAGE, "snapshot"] == before[Source.IMAGE, "snapshot"]
 
 
+def test_refuses_an_older_timestamp_that_names_the_same_snapshot() -> None:
+    kit = make_kit()
+    old = kit.served[Source.IMAGE, "timestamp.json"]
+    kit.timestamp.version += 1
+    kit.served[Source.IMAGE, "timestamp.json"] = signed_by(kit.timestamp, TIMESTAMP)
+    look_up(kit)
+    kit.served[Source.IMAGE, "timestamp.json"] = old
+    assert refused(kit) is Cause.ROLLBACK
+
+
 def test_expired_timestamp_is_not_kept() -> None:
     kit = make_kit()
     look_up(kit)
@@ -291,9 +301,12 @@ def test_endless_root_chain_ends_at_the_limit() -> None:
     assert refused(kit, tamper=endless) is Cause.ROOT_CHAIN
 
 
-def test_expired_root_stops_the_refresh() -> None:
+def test_expired_root_stops_the_refresh_whatever_is_below_it() -> None:
     kit = make_kit()
-    assert refused(kit, now_s=NOW_S + 400 * DAY_S) is Cause.EXPIRED
+    kit.root.expires = expiry(-0.5)
+    kit.pinned[Source.IMAGE] = signed_by(kit.root, ROOT)
+    assert refused(kit) is Cause.EXPIRED
+    assert kit.asked == ["image/2.root.json"]
 
 
 def test_firmware_that_pins_a_newer_root_wins_over_the_stored_one() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -66,3 +68,42 @@ def test_filter_is_whole_instructions_and_short_enough_for_the_kernel(machine: s
     code = build_filter(machine)
     assert len(code) % 8 == 0
     assert len(code) // 8 <= 4096
+
+
+ALONE = """
+import ctypes, errno, json, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+code = sys.stdin.buffer.read()
+def refusal(number, *arguments):
+    ctypes.set_errno(0)
+    return errno.errorcode[ctypes.get_errno()] if libc.syscall(number, *arguments) < 0 else "allowed"
+def open_socket(*kind):
+    try:
+        socket.socket(*kind).close()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "allowed"
+def found():
+    return {
+        "ptrace": refusal(101, 0, 0, 0, 0), "unshare": refusal(272, 0x00020000), "clone3": refusal(435, None, 0),
+        "raw": open_socket(socket.AF_INET, socket.SOCK_RAW, 1), "packet": open_socket(17, socket.SOCK_RAW),
+        "stream": open_socket(socket.AF_INET6, socket.SOCK_STREAM), "unix": open_socket(socket.AF_UNIX),
+    }
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(Program(len(code) // 8, code)), 0, 0):
+    sys.exit("filter refused")
+print(json.dumps(found()))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or os.uname().machine != "x86_64", reason="needs root on x86-64")
+def test_the_call_filter_alone_refuses_root_itself() -> None:
+    """With every capability left, only the filter can say no."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], input=build_filter("x86_64"), capture_output=True, check=True
+    )
+    assert json.loads(done.stdout) == {
+        "ptrace": "EPERM", "unshare": "EPERM", "clone3": "ENOSYS", "raw": "EPERM", "packet": "EPERM",
+        "stream": "allowed", "unix": "allowed",
+    }  # fmt: skip

@@ -6,6 +6,8 @@ Old software keeps running and the cause stands in status and report (issue 2, f
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -227,6 +229,33 @@ async def test_without_a_launcher_nothing_is_started_and_the_reason_is_told(tmp_
     assert software.fault is not None
     assert software.fault.startswith("7809")
     assert not any("targets" in line.partition("/image/")[2] and ".hgwpkg" in line for line in carrier.asked)
+
+
+async def test_with_a_barrier_missing_nothing_is_even_fetched(tmp_path: Path) -> None:
+    path = tmp_path / "launcher.sock"
+    command = [
+        sys.executable,
+        "-m",
+        "hgwd.launcher_main",
+        "--socket",
+        str(path),
+        "--cgroup-root",
+        str(tmp_path),
+    ]
+    command += ["--software-dir", str(tmp_path / "software"), "--state-dir", str(tmp_path / "launcher")]
+    launcher = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    try:
+        with trio.fail_after(20):
+            while not path.exists():
+                await trio.sleep(0.05)
+        carrier = Carrier()
+        wants_target(carrier)
+        async with running(tmp_path, carrier, launcher_socket=path) as gateway:
+            assert "cgroup" in await gateway.until_condition("software-7801")
+    finally:
+        launcher.terminate()
+        launcher.wait(20)
+    assert not any(".hgwpkg" in line for line in carrier.asked)
 
 
 async def test_a_package_no_operator_signed_is_refused_by_name(tmp_path: Path) -> None:
