@@ -49,7 +49,7 @@ make_venv() {
   fi
   echo "setup: installing locked Python packages into .venv"
   .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation \
+  PYTHONWARNINGS=ignore .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation \
     --config-settings editable_mode=compat -e .
   echo "$want" >.venv/.setup-done
 }
