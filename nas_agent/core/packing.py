@@ -46,10 +46,9 @@ class FinishedPack:
 class PackBuilder:
     """One pack under construction in `buffer` (BUFFER_BYTES)."""
 
-    def __init__(self, keys: SessionKeys, salt: bytes, buffer: bytearray) -> None:
+    def __init__(self, keys: SessionKeys, salt: bytes, buffer: bytearray | memoryview) -> None:
         """Begin a pack with a fresh 32-byte salt."""
         self._keys = keys
-        self._buffer = buffer
         self._view = memoryview(buffer)
         self._sealer = FrameSealer(
             session=keys.session, session_key=keys.session_key, salt=salt, algorithm=keys.algorithm

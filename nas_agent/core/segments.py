@@ -12,6 +12,8 @@ import math
 import zlib
 from typing import Final
 
+from nas_agent.core.buffers import make_buffer
+
 SMALL_FILE_MAX: Final = 64 << 10
 SEGMENT_BYTES_MIN: Final = 512 << 10
 SEGMENT_BYTES_MAX: Final = (1 << 20) - SMALL_FILE_MAX
@@ -36,16 +38,16 @@ def looks_random(data: memoryview) -> bool:
 
 
 class Segment:
-    """One growing segment. `buffer` has room for the largest small file behind `length`."""
+    """One growing segment, with room for the largest small file behind `length`."""
 
     def __init__(self) -> None:
         """Allocate the buffer once; `take` empties it for reuse."""
-        self.buffer = bytearray(SEGMENT_BYTES_MAX + SMALL_FILE_MAX)
+        self._buffer = make_buffer(SEGMENT_BYTES_MAX + SMALL_FILE_MAX)
         self.length = 0
 
     def room(self, size: int) -> memoryview:
         """Return the place for the next `size` bytes (≤ SMALL_FILE_MAX)."""
-        return memoryview(self.buffer)[self.length : self.length + size]
+        return self._buffer[self.length : self.length + size]
 
     def append(self, size: int) -> int:
         """Keep `size` bytes that were put into `room`; return their offset in the segment."""
@@ -61,6 +63,6 @@ class Segment:
 
     def take(self) -> bytes:
         """Return the content and start an empty segment."""
-        data = bytes(memoryview(self.buffer)[: self.length])
+        data = bytes(self._buffer[: self.length])
         self.length = 0
         return data

@@ -18,6 +18,7 @@ import attrs
 import msgspec
 
 from nas_agent.adapters.catalogue import Catalogue
+from nas_agent.core.buffers import make_buffer
 from nas_agent.core.change import NEVER_CTIME, Parent, Remembered, is_unchanged, trusted_ctime
 from nas_agent.core.chunking import cut, make_chunker
 from nas_agent.core.segments import SMALL_FILE_MAX, Segment, looks_random
@@ -102,7 +103,7 @@ class Pipeline:
         self._on_tick = on_tick
         self._file_bytes_max = file_bytes_max
         self._chunker = make_chunker(chunk_seed)
-        self._buffers = [ReadBuffer(memoryview(bytearray(READ_BUFFER_BYTES))) for _ in range(READ_BUFFERS)]
+        self._buffers = [ReadBuffer(make_buffer(READ_BUFFER_BYTES)) for _ in range(READ_BUFFERS)]
         self._segments = {kind: (Segment(), [Piece()]) for kind in (True, False)}
         self._drafts: deque[_Draft] = deque()
         self._open_links: dict[int, _Draft] = {}

@@ -18,6 +18,7 @@ import trio
 from nacl import bindings
 
 from nas_agent.adapters.catalogue import Catalogue
+from nas_agent.core.buffers import make_buffer
 from nas_agent.core.packing import BUFFER_BYTES, PackBuilder, SessionKeys
 from nas_agent.errors import StoreRefusedError
 from nas_agent.ports import PackAccepted, Refusal, VaultStore
@@ -43,11 +44,11 @@ class Shipper:
         self._catalogue = catalogue
         self._keys = keys
         self._unacknowledged = unacknowledged
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for _ in range(PACK_BUFFERS):
-            self._free.put(bytearray(BUFFER_BYTES))
-        self._building: bytearray | None = None
-        self._send, self._receive = trio.open_memory_channel[tuple[PackBuilder, bytearray]](0)
+            self._free.put(make_buffer(BUFFER_BYTES))
+        self._building: memoryview | None = None
+        self._send, self._receive = trio.open_memory_channel[tuple[PackBuilder, memoryview]](0)
         self.refusal: Refusal | None = None
         self.failure: EdgeError | None = None
         self.sent_bytes = 0

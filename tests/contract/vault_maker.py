@@ -61,7 +61,7 @@ class MadeSession:
 
     def pack(self, chunks: Sequence[bytes]) -> FinishedPack:
         """A pack of these chunks, stored raw."""
-        builder = PackBuilder(self.keys, os.urandom(32), bytearray(BUFFER_BYTES))
+        builder = PackBuilder(self.keys, os.urandom(32), memoryview(bytearray(BUFFER_BYTES)))
         for chunk in chunks:
             builder.add(self.id_of(chunk), frame_body(Codec.RAW, len(chunk), chunk))
         return builder.finish()

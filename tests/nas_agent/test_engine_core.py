@@ -76,7 +76,7 @@ def test_a_segment_ends_when_full_or_after_a_path_that_hashes_so() -> None:
 
 
 def test_the_largest_chunk_fits_an_empty_pack_and_a_full_pack_takes_no_more() -> None:
-    builder = PackBuilder(KEYS, bytes(32), bytearray(BUFFER_BYTES))
+    builder = PackBuilder(KEYS, bytes(32), memoryview(bytearray(BUFFER_BYTES)))
     body = frame_body(Codec.RAW, CHUNK_MAX, bytes(CHUNK_MAX))
     count = 0
     while builder.has_room(body):
@@ -89,7 +89,7 @@ def test_the_largest_chunk_fits_an_empty_pack_and_a_full_pack_takes_no_more() ->
 
 
 def test_a_pack_of_tiny_chunks_is_bounded_by_their_number() -> None:
-    builder = PackBuilder(KEYS, bytes(32), bytearray(BUFFER_BYTES))
+    builder = PackBuilder(KEYS, bytes(32), memoryview(bytearray(BUFFER_BYTES)))
     body = frame_body(Codec.RAW, 1, b"x")
     count = 0
     while builder.has_room(body):

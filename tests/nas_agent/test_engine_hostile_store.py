@@ -339,7 +339,7 @@ async def test_a_chunk_of_another_device_of_the_contract_is_not_taken(scene: Sce
     from nas_agent.core.packing import BUFFER_BYTES, PackBuilder
     from wire.vault.frame import Codec, frame_body
 
-    builder = PackBuilder(keys, bytes(32), bytearray(BUFFER_BYTES))
+    builder = PackBuilder(keys, bytes(32), memoryview(bytearray(BUFFER_BYTES)))
     builder.add(span.chunk, frame_body(Codec.RAW, 5, b"wrong"))
     pack = builder.finish()
     place = Location(pack.name, pack.items[0].offset, pack.items[0].length)
