@@ -25,6 +25,7 @@ from carrier.lines.tables import AccessType, Region
 from carrier.storage import outcomes as storage_out
 from carrier.storage.tables import PLANS
 from deliver.app import Program, open_program
+from deliver.commands.storage import add_storage_commands
 from deliver.config import load_home
 from deliver.domain.pricing import Refused
 from deliver.engines.schema import joint_installed, joint_target
@@ -51,6 +52,7 @@ def add_admin_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     things = admin.add_subparsers(dest="thing", required=True)
     _add_line_commands(things)
     _add_joint_commands(things)
+    add_storage_commands(things, _runner, _parsed)
     contract = things.add_parser("storage-contract").add_subparsers(dest="verb", required=True)
     add = contract.add_parser("add", help="open a contract and print its opening notice")
     add.add_argument("contract", type=_parsed(ContractId.parse), help="AZK and 10 digits")
