@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -60,17 +61,15 @@ def test_a_backup_over_a_bad_line_is_durable_and_restores(
 def test_a_cut_in_the_middle_costs_time_and_nothing_else(
     world: World, seeded_random: random.Random, how: Cut
 ) -> None:
-    change_source(world.source, seeded_random, files=8, size_bytes=1_500_000)
-    # Slow enough that the cut falls into the transfer: about 5 MB at 1 MB/s.
+    # At 1 MB/s the new 4 MB take longer than anything here waits: the cut falls into the transfer.
+    change_source(world.source, seeded_random, files=2, size_bytes=4_000_000)
     world.lab.set_faults(1, LineFaults(rate_bits_per_s=8_000_000))
     backup = world.start_backup()
-    with pytest.raises(Exception, match=r"no line matched"):
-        backup.wait_for_line("never said", timeout_s=2.5)
+    time.sleep(2.5)
     world.lab.cut(1, how)
     try:
-        assert backup.alive
-        with pytest.raises(Exception, match=r"no line matched"):
-            backup.wait_for_line("never said", timeout_s=1.5)
+        assert backup.alive, backup.output()
+        time.sleep(1.5)
         assert backup.alive, backup.output()
     finally:
         world.lab.set_faults(1, HEALTHY)
