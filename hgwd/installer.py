@@ -27,52 +27,21 @@ from hgwd.core import install
 from hgwd.core.faults import ATTACKS, FAULT_OF_CAUSE, SENTENCES, Fault
 from hgwd.core.install import DuState, EuState, SlotContent, SlotName, SoftwareRecord
 from hgwd.core.launch import Declined, Process
-from hgwd.core.restarts import RestartHistory
 from hgwd.core.update import HASH, Installable, check_manifest, decide_install, entry_target, in_window
 from hgwd.core.update_director import DirectorDocument, GatewayIdentity
 from hgwd.core.update_images import ImageRepository
 from hgwd.core.update_types import Cause, RefusedError
 from hgwd.errors import CorruptStateError
+from hgwd.software_state import SoftwareState
+from hgwd.trial import TrialFailedError, soak, start_slot, wait_healthy
 from runtime.clock import Clock
 from runtime.logs import Logger
 from wire.director import DirectorSoftware, SoftwareName
 from wire.errors import WireError
-from wire.package import Health
 
-HEALTH_EVERY_S: Final = 0.25
-SOAK_CHECK_S: Final = 0.5
 SUPERVISE_S: Final = 2.0
 STOP_WAIT_S: Final = 15.0
-
-
-class TrialFailedError(Exception):
-    """A package on trial did not start, or did not become or stay healthy."""
-
-    def __init__(self, fault: Fault, cause: str) -> None:
-        super().__init__(cause)
-        self.fault: Final = fault
-        self.cause: Final = cause
-
-
-@attrs.define
-class SoftwareState:
-    """One software as this process sees it: the record on flash and what runs."""
-
-    record: SoftwareRecord
-    eu: EuState = EuState.IDLE
-    busy: bool = False
-    runtime_fault: Fault | None = None
-    runtime_cause: str = ""
-    restarts: RestartHistory = attrs.field(factory=RestartHistory)
-    restart_at_s: float = 0.0
-
-    @property
-    def fault(self) -> tuple[Fault, str] | None:
-        """The fault to show: what is wrong now, else why the last package was refused."""
-        if self.runtime_fault is not None:
-            return self.runtime_fault, self.runtime_cause
-        failure = self.record.failure
-        return None if failure is None else (Fault(failure.fault), failure.cause)
+STOP_CHECK_S: Final = 0.25
 
 
 @attrs.define
@@ -236,9 +205,9 @@ class Installer:
             health = self.slots.read_manifest(name, trial.slot).health
             await self._stop(name, state)
             state.eu = EuState.STARTING
-            await self._start(name, trial.slot)
-            await self._wait_healthy(name, health)
-            await self._soak(name, health)
+            await start_slot(self.launcher, name, trial.slot)
+            await wait_healthy(self.launcher, name, health)
+            await soak(self.launcher, name, health)
         except TrialFailedError as error:
             await self._fall_back(name, state, error.fault, error.cause)
         except CorruptStateError as error:
@@ -251,40 +220,6 @@ class Installer:
             state.eu = EuState.ACTIVE
             self.log.info("committed", software=name.text, slot=trial.slot)
             self.changed()
-
-    async def _start(self, name: SoftwareName, slot: SlotName) -> None:
-        answer = await self.launcher.start(name, slot)
-        if isinstance(answer, Declined):
-            raise TrialFailedError(Fault(answer.fault), answer.message)
-
-    async def _wait_healthy(self, name: SoftwareName, health: Health) -> None:
-        detail = "no probe yet"
-        with trio.move_on_after(health.timeout_s):
-            while True:
-                probe = await self.launcher.health(name)
-                if probe.healthy:
-                    return
-                detail = probe.detail
-                await self._check_alive(name, health)
-                await trio.sleep(HEALTH_EVERY_S)
-        raise TrialFailedError(Fault.HEALTH_FAILED, f"not healthy within {health.timeout_s} s: {detail}")
-
-    async def _soak(self, name: SoftwareName, health: Health) -> None:
-        ends_s = trio.current_time() + health.soak_s
-        while trio.current_time() < ends_s:
-            await self._check_alive(name, health)
-            await trio.sleep(min(SOAK_CHECK_S, max(0.0, ends_s - trio.current_time())))
-        probe = await self.launcher.health(name)
-        if not probe.healthy:
-            raise TrialFailedError(Fault.HEALTH_FAILED, f"not healthy after the soak: {probe.detail}")
-
-    async def _check_alive(self, name: SoftwareName, health: Health) -> None:
-        process = await self.launcher.inspect(name)
-        if process.state == "running" or (health.kind == "exit" and process.exit_code == 0):
-            return
-        if process.out_of_memory:
-            raise TrialFailedError(Fault.MEMORY_EXCEEDED, "ended by its memory cap")
-        raise TrialFailedError(Fault.START_FAILED, f"ended with {process.exit_code}")
 
     async def _fall_back(self, name: SoftwareName, state: SoftwareState, fault: Fault, cause: str) -> None:
         trial = state.record.trial
@@ -335,7 +270,7 @@ class Installer:
                 if process.state in {"none", "exited"}:
                     state.eu = EuState.IDLE
                     return
-                await trio.sleep(HEALTH_EVERY_S)
+                await trio.sleep(STOP_CHECK_S)
         raise LauncherDownError(f"{name.text} did not end within {STOP_WAIT_S:.0f} s")
 
     async def _remove_if_there(self, name: SoftwareName, state: SoftwareState) -> None:

@@ -29,8 +29,7 @@ from hgwd.adapters.metadata import MetadataStore
 from hgwd.adapters.slots import SlotStore
 from hgwd.adapters.state import Enrolment, GatewayState
 from hgwd.adapters.update_state import load_memory, save_memory
-from hgwd.core.faults import ATTACKS, SENTENCES
-from hgwd.core.install import DuState, EuState
+from hgwd.core.faults import ATTACKS
 from hgwd.core.poll import PollPlan
 from hgwd.core.trusted_time import start_clock, verify_time
 from hgwd.core.update_director import (
@@ -41,21 +40,21 @@ from hgwd.core.update_director import (
     time_keys,
 )
 from hgwd.core.update_types import Cause, RefusedError
-from hgwd.installer import Installer, SoftwareState
+from hgwd.installer import Installer
+from hgwd.software_state import TEXT_CHARS_MAX, Condition, describe, faults_of, software_report
 from runtime.clock import Clock
 from runtime.errors import CertificateRefusedError, RemoteError, Unavailable
 from runtime.files import make_dirs
 from runtime.http_client import HttpClient
 from runtime.logs import Logger
 from wire.ids import RandomId
-from wire.joint import GatewayReport, SoftwareReport
+from wire.joint import GatewayReport
 
 TIME_EVERY_S: Final = 24 * 3600.0
 REPORT_EVERY_S: Final = 24 * 3600.0
 REPORT_PAUSE_S: Final = 1.0
 CLOCK_WRONG_S: Final = 24 * 3600.0
 CLOSE_S: Final = 2.0
-TEXT_CHARS_MAX: Final = 200
 
 
 @attrs.frozen
@@ -70,15 +69,6 @@ class UpdateSettings:
     poll_s: float = 3600.0
     month_bytes_max: int = 1 << 30
     build_time_s: float = attrs.field(factory=lambda: Path(__file__).stat().st_mtime)
-
-
-@attrs.frozen
-class Condition:
-    """One thing that is not as it should be."""
-
-    code: str
-    severity: str
-    text: str
 
 
 class UpdateService:
@@ -157,7 +147,7 @@ class UpdateService:
             "bytes_down": self._memory.bytes_down,
             "month_bytes": self._memory.month_bytes,
             "attack": None if self._attack is None else str(self._attack[0]),
-            "software": [self._describe(state) for state in self._installer.states.values()],
+            "software": [describe(state) for state in self._installer.states.values()],
             "conditions": [attrs.asdict(condition) for condition in self.conditions()],
         }
 
@@ -169,12 +159,9 @@ class UpdateService:
             found.append(Condition("director-expired", "warning", text))
         if self._attack is not None:
             found.append(Condition("attack-suspected", "error", f"{self._attack[0]}: {self._attack[1]}"))
-        for state in self._installer.states.values():
-            if state.fault is not None:
-                fault, cause = state.fault
-                text = f"{state.record.software}: {SENTENCES[fault]} ({cause})"
-                found.append(Condition(f"software-{int(fault)}", "error", text))
-        return found
+        return found + [
+            found_fault for state in self._installer.states.values() for found_fault in faults_of(state)
+        ]
 
     # -- running ---------------------------------------------------------------------------------------------
 
@@ -338,7 +325,7 @@ class UpdateService:
             await trio.sleep(REPORT_PAUSE_S)
 
     async def _report(self) -> None:
-        software = tuple(_software_report(state) for state in self._installer.states.values())
+        software = tuple(software_report(state) for state in self._installer.states.values())
         version = 0 if self._document is None else self._document.version
         attack = None if self._attack is None else f"{self._attack[0]}: {self._attack[1]}"[:TEXT_CHARS_MAX]
         content = msgspec.json.encode((software, version, attack))
@@ -365,20 +352,6 @@ class UpdateService:
         self._memory.reported, self._memory.reported_at_s = digest, now_s
         await trio.to_thread.run_sync(save_memory, self._state.directory, self._memory)
 
-    def _describe(self, state: SoftwareState) -> dict[str, object]:
-        record, current, fault = state.record, state.record.current, state.fault
-        return {
-            "software": record.software,
-            "version": None if current is None else current.version,
-            "release": None if current is None else current.release,
-            "state": _state_word(state),
-            "du": record.du.value,
-            "eu": state.eu.value,
-            "floor": record.floor_release,
-            "fault": None if fault is None else int(fault[0]),
-            "cause": None if fault is None else fault[1],
-        }
-
     # -- small things ----------------------------------------------------------------------------------------
 
     def _spend(self, size_bytes: int, kind: Traffic) -> None:
@@ -401,21 +374,3 @@ class UpdateService:
 
 def _retry_after_s(error: Unavailable | RemoteError) -> float | None:
     return error.retry_after_s if isinstance(error, Unavailable) else None
-
-
-def _state_word(state: SoftwareState) -> str:
-    """Return the one word of a report: the execution state while installed, else the deployment state."""
-    if state.record.du is DuState.INSTALLED:
-        return state.eu.value if state.eu is not EuState.IDLE else DuState.INSTALLED.value
-    return state.record.du.value
-
-
-def _software_report(state: SoftwareState) -> SoftwareReport:
-    current, fault = state.record.current, state.fault
-    return SoftwareReport(
-        software=state.record.software,
-        version="" if current is None else current.version,
-        release=0 if current is None else current.release,
-        state=_state_word(state),
-        fault=None if fault is None else f"{int(fault[0])} {fault[1]}"[:TEXT_CHARS_MAX],
-    )

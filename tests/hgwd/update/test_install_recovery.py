@@ -27,7 +27,8 @@ from hgwd.adapters.slots import SlotStore
 from hgwd.core import install
 from hgwd.core.faults import Fault
 from hgwd.core.install import START_ATTEMPTS_MAX, DuState, EuState, SlotContent, SlotName, SoftwareRecord
-from hgwd.installer import Installer, SoftwareState
+from hgwd.installer import Installer
+from hgwd.software_state import SoftwareState
 from runtime.clock import SystemClock
 from runtime.http_client import HttpClient
 from runtime.logs import get_logger

@@ -95,8 +95,9 @@ class Carrier:
         source = self.operator / f"source-{version}"
         source.mkdir()
         resources = Resources(memory_bytes=48 << 20, pids=8, cpu_percent=100)
+        texts = {"description": "見守りセンサー", "price_text": "無料"}  # JNT-32
         made = sample.manifest(
-            version=version, release=release, health=HEALTH, resources=resources, **changes
+            version=version, release=release, health=HEALTH, resources=resources, **texts, **changes
         )
         (source / "manifest.json").write_bytes(msgspec.json.encode(made))
         (source / "app.pyz").write_bytes(sample.zipapp(code))
