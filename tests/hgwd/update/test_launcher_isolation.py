@@ -41,6 +41,7 @@ from hgwd.core.launch import (
     encode,
     parse_answer,
 )
+from hgwd.sandbox.cgroup import base_name, clear_base
 from wire.package import Permissions, Resources
 
 NAME = "mimamori/sensor"
@@ -103,6 +104,8 @@ class Client:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             assert self.process.wait(20) == 0
+        else:  # a test killed it: its groups would be cleared by its next start, which never comes
+            clear_base(Path("/sys/fs/cgroup"), base_name(self.state_dir))
 
 
 @pytest.fixture
