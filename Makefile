@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 LISTS := $(wildcard scripts/debian-packages.txt scripts/debian-packages-lab.txt)
-ALL_LISTS := $(wildcard scripts/debian-packages*.txt)
+ALL_LISTS := $(LISTS) scripts/debian-packages-sim.txt
 CODE := wire runtime hgwd nas_agent deliver carrier firmware_sim
 PYTEST := $(PY) -m pytest
 DIR ?= .

@@ -46,6 +46,7 @@ def survive(root: Path, dice: random.Random, kills: int) -> None:
             assert int(str(result["sequence"])) > sequence
             world.assert_restores()
             assert audit.look() <= killed * PACK_BYTES_MAX
+            print(f"survived {sum(world.kills.values())} kills", flush=True)
         print(f"kills {world.kills}, {audit.frames} frames, {audit.again_bytes} bytes sent again")
         # Chance may spare one program in a short run, never all but one.
         assert sum(count > 0 for count in world.kills.values()) >= 2
