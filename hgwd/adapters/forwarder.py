@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 from typing import assert_never
@@ -174,8 +175,16 @@ class Forwarder:
         self.stats.last_problem = None
 
     async def _check_local(self, pack: rows.PackRow) -> None:
-        """The service found other bytes than the name says: if ours are damaged the NAS must send again."""
-        if await self._spool.is_intact(pack.pack):
+        """The service found other bytes than the name says: if ours are damaged the NAS must send again.
+
+        A file that cannot be looked at now (out of descriptors or memory) is neither: it stays and is tried again.
+        """
+        try:
+            intact = await self._spool.is_intact(pack.pack)
+        except OSError as error:
+            self._pause(f"flash-{errno.errorcode.get(error.errno or 0, 'error')}", 0.0)
+            return
+        if intact:
             await self._spool.settle(pack.number, PackState.REJECTED, "bad-hash")
             self._note(pack, "pack_rejected", "bad-hash")
         else:

@@ -60,6 +60,8 @@ ROOM_WAIT_S: Final = 2.0
 
 _T = TypeVar("_T")
 _FLASH_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNREADABLE: Final = frozenset({errno.ENOENT, errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""What says that a file's bytes are gone for good, and not only out of reach now."""
 
 
 class Hash(Protocol):
@@ -188,7 +190,10 @@ class Spool:
         await self._db.run(rows.forget_sessions, now_s - SESSION_KEEP_S)
 
     async def is_intact(self, pack: str) -> bool:
-        """Hash a pack's file again; False when it is gone or damaged."""
+        """Hash a pack's file again; False when it is gone, or the flash gives other bytes or none.
+
+        Raises `OSError` when it could not be looked at now (descriptors or memory ran out): that says nothing about it.
+        """
         return await trio.to_thread.run_sync(_hash_file, self._files.path(pack)) == pack
 
     async def session(self, session: str) -> rows.SessionRow | None:
@@ -216,7 +221,7 @@ class Spool:
         if row is None:
             return None
         if row.state is PackState.SPOOLED:
-            if row.session != offer.session:
+            if row.session != offer.session and row.number not in self._sending:
                 await self._db.run(rows.move_pack, row.number, offer.session)
                 self.wake.set()
             return Spooled(fresh=False)
@@ -368,5 +373,7 @@ def _hash_file(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _UNREADABLE:
+            return None
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 
@@ -174,6 +175,38 @@ async def test_a_pack_that_rotted_on_flash_is_asked_for_again_and_never_stored(t
         assert (await nas.put(*packs[0])).status == 202
         await rig.settled()
         assert packs[0][0] in rig.service.packs
+
+
+async def test_a_pack_that_cannot_be_opened_just_now_is_not_taken_for_lost(tmp_path):
+    async with open_rig(tmp_path) as rig:
+        nas, packs = await spooled(rig, 1)
+        rig.files.fail["path"] = errno.EMFILE
+        rig.forward()
+        with trio.fail_after(10):
+            while not rig.forwarder.stats.failures:
+                await trio.sleep(0.01)
+        totals = await rig.spool.totals()
+        assert (totals.spooled_packs, totals.lost_packs) == (1, 0)
+        assert (tmp_path / "spool/packs" / packs[0][0]).read_bytes() == packs[0][1]
+        del rig.files.fail["path"]
+        await rig.settled()
+        assert packs[0][0] in rig.service.packs
+
+
+async def test_a_pack_offered_again_while_it_is_sent_is_stored_only_on_the_services_word(tmp_path):
+    """It was sent in the older session: only that session's lease protects it until the service is asked in the newer."""
+    async with open_rig(tmp_path, service=FakeService(gate=trio.Event())) as rig:
+        nas, packs = await spooled(rig, 1)
+        rig.forward()
+        with trio.fail_after(10):
+            while not rig.spool._sending:
+                await trio.sleep(0.01)
+        await nas.open()
+        assert (await nas.put(*packs[0])).status == 202
+        rig.service.gate.set()
+        await rig.settled()
+        assert (await nas.state(packs[0][0])).body == bytes([PackState.STORED])
+        assert [path for _, path, _, _ in rig.service.asked if path.endswith(f"{nas.session}/state")]
 
 
 async def test_a_service_that_calls_whole_bytes_wrong_makes_them_rejected_not_lost(tmp_path):
