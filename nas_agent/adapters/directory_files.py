@@ -20,9 +20,11 @@ import msgspec
 
 from runtime.errors import CorruptDataError, LocalError
 from runtime.files import fsync_dir, make_dirs, write_all, write_atomic
+from wire.errors import WireError
 from wire.ids import BackupSetName
 from wire.vault.document import VERSION
 from wire.vault.pack import FOOTER_BYTES, HEADER_BYTES, Trailer, parse_trailer, trailer_length
+from wire.vault.root import unverified_root
 
 VAULT_FILE: Final = "vault.json"
 OWNER_FILE: Final = "contract.json"
@@ -115,9 +117,12 @@ class VaultFiles:
             raise
         fsync_dir(directory)
 
-    def has_pack(self, name: str) -> bool:
-        """Say whether a pack file is there."""
-        return self.pack_path(name).is_file()
+    def pack_size(self, name: str) -> int | None:
+        """Return the size of a pack file in bytes, None if there is none."""
+        try:
+            return self.pack_path(name).stat().st_size
+        except FileNotFoundError:
+            return None
 
     def read_pack(self, name: str, offset: int, length: int) -> bytes | None:
         """Return a range of a pack, or None if pack or range is not there."""
@@ -219,6 +224,14 @@ class VaultFiles:
         with (self.root / path).with_suffix(".refs").open("rb") as file:
             while block := file.read(REFS_BLOCK_BYTES):
                 yield block
+
+    def refs_are_whole(self, path: str) -> bool:
+        """Say whether a generation's references are those its root was signed for."""
+        try:
+            root = unverified_root((self.root / path).read_bytes())
+            return refs_digest(self.read_refs(path)) == root.refs_sha256
+        except (OSError, WireError):
+            return False
 
     def remove_generation(self, path: str) -> None:
         """Remove a generation: `.root` first, so that what is left is no generation."""

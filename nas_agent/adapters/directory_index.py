@@ -51,6 +51,15 @@ class GenerationRow:
     path: str
 
 
+@attrs.frozen
+class PackRow:
+    """One pack: its number in the index, its name (64 hex) and the size it was recorded with."""
+
+    number: int
+    name: str
+    size_bytes: int
+
+
 class DirectoryIndex:
     """Queries over `index.sqlite`."""
 
@@ -131,14 +140,14 @@ class DirectoryIndex:
         query = "SELECT 1 FROM chunk WHERE owner = ? AND id = ?"
         return [self._connection.execute(query, (owner, chunk)).fetchone() is not None for chunk in ids]
 
-    def pack_of(self, owner: int, chunk: bytes) -> tuple[int, int] | None:
-        """Return (pack number, pack size in bytes) of a chunk."""
+    def pack_of(self, owner: int, chunk: bytes) -> PackRow | None:
+        """Return the pack of a chunk."""
         query = (
-            "SELECT pack.id, size_bytes FROM chunk JOIN pack ON pack.id = chunk.pack "
+            "SELECT pack.id, name, size_bytes FROM chunk JOIN pack ON pack.id = chunk.pack "
             "WHERE chunk.owner = ? AND chunk.id = ?"
         )
         row = self._connection.execute(query, (owner, chunk)).fetchone()
-        return None if row is None else (int(row[0]), int(row[1]))
+        return None if row is None else PackRow(*row)
 
     def locate(self, ids: Sequence[bytes]) -> list[Location | None]:
         """Say where each chunk is, whichever device wrote it."""

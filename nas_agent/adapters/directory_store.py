@@ -211,10 +211,15 @@ class DirectoryStore:
         return self._write_generation(root, root_blob, refs, counted)
 
     def _count_refs(self, refs: Refs, root: GenerationRoot) -> int | Missing | Refusal:
-        """Return the size of the packs the references need, or say which are not live."""
+        """Return the size of the packs the references need, or say which are not live.
+
+        A pack whose file is gone or cut short is not live, whatever the index says: it is forgotten, so that its
+        chunks are sent again. Its bytes are not read: that is what `verify` does.
+        """
         index, last, count = self._opened(), b"", 0
         missing: list[bytes] = []
         sizes: dict[int, int] = {}
+        lost: set[int] = set()
         for block in refs.blocks():
             for start in range(0, len(block), 32):
                 chunk = block[start : start + 32]
@@ -222,11 +227,15 @@ class DirectoryStore:
                     return Refusal("bad-format", "references: expected sorted, distinct chunk IDs")
                 last, count = chunk, count + 1
                 found = index.pack_of(self._owner, chunk)
-                if found is not None:
-                    sizes[found[0]] = found[1]
-                elif len(missing) < MISSING_MAX:
+                if found is not None and found.number not in sizes and found.number not in lost:
+                    if self._files.pack_size(found.name) == found.size_bytes:
+                        sizes[found.number] = found.size_bytes
+                    else:
+                        lost.add(found.number)
+                if (found is None or found.number in lost) and len(missing) < MISSING_MAX:
                     missing.append(chunk)
         if missing:
+            index.remove_packs(sorted(lost))
             return Missing(tuple(missing))
         if (count, refs.sha256) != (root.refs_count, root.refs_sha256):
             return Refusal("bad-format", "references: not those the root was signed for")
@@ -272,8 +281,13 @@ class DirectoryStore:
         return len(surplus)
 
     def _collect(self) -> int:
-        """Delete packs that no generation and no unfinished session needs; return how many."""
+        """Delete packs that no generation and no unfinished session needs; return how many.
+
+        None are deleted while some generation's `.refs` is missing or damaged: what it needs is not known then.
+        """
         index = self._opened()
+        if not all(self._files.refs_are_whole(row.path) for row in index.generations()):
+            return 0
         index.begin()
         index.clear_live()
         for row in index.generations():

@@ -177,6 +177,31 @@ async def test_collection_deletes_packs_nobody_needs_and_no_others(rig: Director
     assert rig.packs() == set(names[2:])
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut short", "one bit"])
+async def test_nothing_is_collected_while_the_references_of_a_generation_are_damaged(
+    rig: DirectoryRig, damage: str
+) -> None:
+    parent = None
+    for sequence in range(1, GENERATIONS_MAX + 3):
+        if sequence == GENERATIONS_MAX:  # damaged before anything is collected
+            damage_file(next(rig.root.glob("generations/*/*/0000000005.refs")), damage)
+        data = b"generation %d" % sequence
+        parent = root_hash(await make_generation(rig, data * 100, sequence=sequence, parent=parent))
+    assert len(rig.packs()) == GENERATIONS_MAX + 2
+
+
+def damage_file(path: Path, damage: str) -> None:
+    data = bytearray(path.read_bytes())
+    match damage:
+        case "gone":
+            path.unlink()
+        case "cut short":
+            path.write_bytes(data[:-32])
+        case _:
+            data[7] ^= 1
+            path.write_bytes(data)
+
+
 async def test_packs_of_an_interrupted_session_are_kept_for_its_lease(rig: DirectoryRig) -> None:
     store, made, _ = await opened(rig)
     pack = made.pack([b"interrupted" * 100])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import attrs
@@ -296,6 +297,24 @@ async def test_chunks_the_store_lost_are_read_and_sent_again_in_the_same_run(rig
         path.unlink()
     result = await rig.backup(source)
     assert result.state == "durable"
+    assert (await restored(rig)).files == plain(source)
+
+
+@pytest.mark.parametrize("how", ["gone", "cut short"])
+async def test_a_pack_that_disappeared_from_the_disk_is_made_again_and_never_called_durable(
+    rig: EngineRig, how: str
+) -> None:
+    source = some_tree(small=30, large=2)
+    await rig.backup(source)
+    path = max((rig.vault / "packs").glob("*/*"), key=lambda path: path.stat().st_size)
+    if how == "gone":
+        path.unlink()
+    else:
+        path.chmod(0o600)
+        os.truncate(path, path.stat().st_size - 1)
+    result = await rig.backup(source)
+    assert (result.state, result.complete) == ("durable", True)
+    assert result.flow.new_chunks > 1
     assert (await restored(rig)).files == plain(source)
 
 

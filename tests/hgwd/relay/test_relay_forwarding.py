@@ -179,7 +179,7 @@ async def test_a_pack_that_rotted_on_flash_is_asked_for_again_and_never_stored(t
 
 async def test_a_pack_that_cannot_be_opened_just_now_is_not_taken_for_lost(tmp_path):
     async with open_rig(tmp_path) as rig:
-        nas, packs = await spooled(rig, 1)
+        _, packs = await spooled(rig, 1)
         rig.files.fail["path"] = errno.EMFILE
         rig.forward()
         with trio.fail_after(10):
