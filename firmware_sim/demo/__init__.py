@@ -144,10 +144,10 @@ def _print_end(report: Report) -> None:
 def _wait(world: World) -> None:
     from firmware_sim.cli import wait_for_stop
 
-    nas = world.lab.nas(1).namespace
-    print(
-        f"\n  running; the NAS's network: nsenter --net=/run/netns/{nas}; admin password {world.admin_password}"
-    )
+    port = carrier_steps.ADMIN_PORT
+    world.lab.publish("gw1", LAN_GATEWAY_IPV4, port, local_port=port)
+    print(f"\n  running; admin page http://127.0.0.1:{port}/, password {world.admin_password}")
+    print(f"  the NAS's network: nsenter --net=/run/netns/{world.lab.nas(1).namespace}; files: {world.root}")
     print("  Ctrl-C ends it", flush=True)
     wait_for_stop()
 

@@ -89,6 +89,7 @@ def write_gateway(world: World, line: int, profile: Profile, *, secret_of: int |
             "host": LAN_GATEWAY_IPV4,
             "port": ADMIN_PORT,
             "password_file": str(directory / "admin-password"),
+            "host_names": ["127.0.0.1"],  # the page published on this machine's loopback (`make up`)
         },
         "spool": {"directory": str(directory / "spool"), "bytes_max": profile.spool_limit_bytes},
         "update": {
