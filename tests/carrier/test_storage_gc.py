@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 import sqlalchemy as sa
 
+from carrier.engines.sql import quota
 from carrier.engines.sql.schema import chunk as chunk_table
 from carrier.engines.sql.schema import pack as pack_table
 from carrier.engines.sql.schema import session_pack as session_pack_table
@@ -156,6 +157,25 @@ async def test_deleting_pack_is_missing_and_comes_back_under_another_key(enrolle
     (name,) = world.blob_names()
     assert name != old.key
     assert world.carrier.admin.scrub() == ()
+
+
+async def test_pack_that_the_collector_claimed_after_it_was_read_is_not_revived(enrolled):
+    """On PostgreSQL a commit may have read the pack as condemned while the collector claims it: its bytes will go."""
+    world = enrolled
+    given = await world.session(await world.open())
+    await world.store(given, [os.urandom(32)])
+    await world.storage.close_session(given)
+    world.carrier.admin.gc()
+    later = await world.session(await world.open())
+    now_s = int(world.clock.now_s())
+    with world.carrier.database.write() as connection:
+        contract = quota.lock_contract(connection, later.contract)
+        (read_before,) = connection.execute(sa.select(pack_table)).all()
+        assert read_before.state == "condemned"
+        connection.execute(sa.update(pack_table).values(state="deleting"))
+        assert quota.revive(connection, contract, later, [read_before], now_s) == set()
+    assert world.carrier.admin.read_usage(world.contract).used_bytes == 0
+    assert world.carrier.admin.gc().packs_deleted == 1
 
 
 async def test_trash_keeps_the_bytes_for_thirty_days(enrolled):

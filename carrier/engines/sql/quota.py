@@ -146,12 +146,17 @@ def revive(
         from_own = max(0, row.size_bytes - free)
         if from_own > own:
             continue
+        # `claim_condemned` may have taken it since it was read: it locks the pack's row, not the contract's.
+        revived = connection.execute(
+            sa.update(pack)
+            .where(pack.c.pack_id == row.pack_id, pack.c.state == "condemned")
+            .values(state="live", changed_at=now_s)
+        )
+        if not revived.rowcount:
+            continue
         free, own = free - row.size_bytes + from_own, own - from_own
         live.add(row.pack_id)
         add_used(connection, given.contract, row.size_bytes)
-        connection.execute(
-            sa.update(pack).where(pack.c.pack_id == row.pack_id).values(state="live", changed_at=now_s)
-        )
     if own != amount.own_bytes:
         connection.execute(
             sa.update(session).where(session.c.session == given.session.text).values(reserved_bytes=own)
