@@ -44,6 +44,7 @@ from wire.storage import HEADER_GATEWAY, ID_BYTES, GatewayRelay, SessionOpened, 
 LINE_RETRY_S: Final = 30.0
 FLASH_RETRY_S: Final = 600.0
 DRAINING_RETRY_S: Final = 1.0
+_HELD_STATUS: Final = {"quota-full": 507, "upgrade-needed": 426, "clock": 401}
 
 
 class _LineDownError(Unavailable):
@@ -177,7 +178,11 @@ class StorageRelay:
         return answer
 
     async def _state(self, request: Request, device: LanDevice, matched: Matched, path: str) -> Response:
-        """Merge: what lies here or was stored from here, and for the rest the service's word."""
+        """Merge: what lies here or was stored from here, and for the rest the service's word.
+
+        While the service refuses the session's packs for now, its refusal is the answer: "spooled" would let the NAS
+        wait for something that only a person can change.
+        """
         body = await request.body.read(matched.body_bytes_max)
         try:
             names = split_ids(body)
@@ -186,6 +191,10 @@ class StorageRelay:
         states = await self._spool.states(
             device.device, matched.session or "", [name.hex() for name in names]
         )
+        if PackState.SPOOLED in states:
+            held = self._held_refusal(matched.session or "")
+            if held is not None:
+                return held
         unknown = [place for place, state in enumerate(states) if state is PackState.UNKNOWN]
         if unknown:
             asked = b"".join(names[place] for place in unknown)
@@ -313,7 +322,12 @@ class StorageRelay:
     def _quota_refusal(self, session: str) -> Response | None:
         """Return the service's own 507 while the forwarder holds the session for its quota."""
         held = self._forwarder.held.get(session)
-        if held is None or held.error.code != "quota-full":
+        return self._held_refusal(session) if held is not None and held.error.code == "quota-full" else None
+
+    def _held_refusal(self, session: str) -> Response | None:
+        """Return the service's own refusal while the forwarder holds the session for it."""
+        held = self._forwarder.held.get(session)
+        if held is None:
             return None
         error = held.error
         numbers = {
@@ -322,7 +336,7 @@ class StorageRelay:
             "used_bytes": error.used_bytes,
         }
         known = {name: value for name, value in numbers.items() if value is not None}
-        return self._refuse(507, "quota-full", error.message, **known)
+        return self._refuse(_HELD_STATUS.get(error.code, 403), error.code, error.message, **known)
 
     def _session_over(self, reason: str) -> Response:
         return self._refuse(410, "session-over", f"the session has ended ({reason}): open a new one")

@@ -152,6 +152,7 @@ class _Run:
             keys=keys,
             backup_set=options.backup_set,
             wait_for_drain=not options.detach,
+            give_up_s=options.give_up_s,
             report=self._report,
         )
 

@@ -58,6 +58,7 @@ class Committer:
         keys: DeviceKeys,
         backup_set: str,
         wait_for_drain: bool,
+        give_up_s: float,
         report: Callable[[str], None],
     ) -> None:
         """`report` is told the phases `drain` and `commit`; without `wait_for_drain` a full spool is `draining`."""
@@ -66,6 +67,7 @@ class Committer:
         self._keys = keys
         self._backup_set = backup_set
         self._wait_for_drain = wait_for_drain
+        self._give_up_s = give_up_s
         self._report = report
 
     async def settle_pending(self, head: Head | None) -> bool:
@@ -117,7 +119,11 @@ class Committer:
         return durable
 
     async def _drain(self) -> Refusal | None:
-        """Wait until every pack that was only spooled is stored; a rejected one ends the run."""
+        """Wait until every pack that was only spooled is stored; a rejected one ends the run.
+
+        It ends too when for `give_up_s` not one pack moved on; what was spooled is kept there for the next run.
+        """
+        deadline = trio.current_time() + self._give_up_s
         while names := self._catalogue.spooled_packs(STATES_PER_CALL):
             states = await self._store.pack_states(names)
             if isinstance(states, Refusal):
@@ -129,8 +135,10 @@ class Committer:
             await trio.to_thread.run_sync(self._catalogue.forget_packs, settled)
             if PACK_REJECTED in states:
                 return Refusal("rejected", "the service refused a pack for good; see the gateway's page")
+            if settled:
+                deadline = trio.current_time() + self._give_up_s
             if len(settled) < len(names):
-                if not self._wait_for_drain:
+                if not self._wait_for_drain or trio.current_time() >= deadline:
                     return Refusal("draining", "the gateway has everything and is passing it on")
                 self._report("drain")
                 await trio.sleep(DRAIN_POLL_S)

@@ -114,6 +114,22 @@ async def test_spooled_is_not_durable_before_every_pack_is_stored(rig: EngineRig
     assert script.commits == 1
 
 
+async def test_packs_that_do_not_move_on_end_the_run_in_time_and_count_in_the_next(
+    rig: EngineRig, script: Script
+) -> None:
+    source = some_tree()
+    script.on_put = lambda number: "spooled"
+    script.on_states = lambda number, states: [PACK_SPOOLED] * len(states)
+    with trio.fail_after(20):
+        result = await rig.backup(source, give_up_s=1.0)
+    assert result.refusal is not None
+    assert (result.state, result.refusal.code, script.commits) == ("refused", "draining", 0)
+    script.on_states = lambda number, states: states
+    assert (await rig.backup(source)).state == "durable"
+    assert set(frame_counts(rig).values()) == {1}
+    await check_restored(rig, source)
+
+
 async def test_detached_a_run_ends_as_spooled_and_the_next_one_makes_it_durable(
     rig: EngineRig, script: Script
 ) -> None:

@@ -95,7 +95,7 @@ async def test_a_full_quota_holds_the_session_and_is_told_before_the_next_byte(t
         with trio.fail_after(5):
             while nas.session not in rig.forwarder.held:
                 await trio.sleep(0.01)
-        for answer in (await nas.put(*make_pack()), await nas.commit()):
+        for answer in (await nas.put(*make_pack()), await nas.state(packs[0][0]), await nas.commit()):
             assert answer.status == 507
             body = json.loads(answer.body)
             assert (body["code"], body["needed_bytes"], body["limit_bytes"], body["used_bytes"]) == (
@@ -109,6 +109,19 @@ async def test_a_full_quota_holds_the_session_and_is_told_before_the_next_byte(t
         await rig.settled()
         assert {pack for pack, _ in packs} == set(rig.service.packs)
         assert (await nas.commit()).status == 201
+
+
+async def test_a_refusal_for_now_is_told_to_the_nas_that_waits_for_its_packs(tmp_path):
+    async with open_rig(tmp_path) as rig:
+        nas, packs = await spooled(rig, 1)
+        rig.service.put_answers.append(refusal(403, "line-not-contract"))
+        rig.forward()
+        with trio.fail_after(5):
+            while nas.session not in rig.forwarder.held:
+                await trio.sleep(0.01)
+        answer = await nas.state(packs[0][0])
+        assert (answer.status, code_of(answer)) == (403, "line-not-contract")
+        assert (await nas.put(*make_pack())).status == 202  # the spool still takes what fits
 
 
 async def test_a_held_session_does_not_hold_up_another(tmp_path):
