@@ -159,8 +159,12 @@ class VaultStore(Protocol):
     async def read_receipt(self, generation: str) -> bytes | Refusal | None:
         """Return the signed receipt, None where the store signs none."""
 
-    async def locate(self, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
-        """Say where each chunk's frame lies (≤ 4096 IDs), None if it is not live."""
+    async def locate(self, generation: str, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
+        """Say where each chunk's frame lies (≤ 4096 IDs) in the device and epoch of a listed generation.
+
+        None if it is not live there; `not-found` if there is no such generation. Frames that another device stored
+        under the same ID are never named.
+        """
 
     async def read_pack_range(self, name: str, offset: int, length: int) -> bytes | Refusal:
         """Return exactly `length` bytes (1 to 64 MiB) of a pack; `not-found` if the pack or range is not there."""

@@ -77,7 +77,7 @@ def storage_routes(router: Router, service: StorageService) -> None:
     router.route("GET", session + "/generations/{generation}/root", edge.get_root)
     router.route("GET", session + "/generations/{generation}/receipt", edge.get_receipt)
     router.route("GET", session + "/header/{other}", edge.get_header)
-    router.route("POST", session + "/locate", edge.locate)
+    router.route("POST", session + "/generations/{generation}/locate", edge.locate)
 
 
 @attrs.frozen
@@ -193,15 +193,17 @@ class StorageEdge:
         header = await self.service.read_header(given, other)
         return _refuse(request, header) if isinstance(header, Refused) else _octets(200, header)
 
-    async def locate(self, request: Request, session: str) -> Response:
-        """`POST locate`."""
+    async def locate(self, request: Request, session: str, generation: str) -> Response:
+        """`POST generations/{g}/locate`."""
         given = await self._check(request, session, facts.Mode.READ)
         if isinstance(given, Response):
             return given
         ids = await _read_ids(request)
         if isinstance(ids, Response):
             return ids
-        places = await self.service.locate(given, ids)
+        places = await self.service.locate(given, generation, ids)
+        if isinstance(places, Refused):
+            return _refuse(request, places)
         return _octets(200, b"".join(_location(place) for place in places))
 
     async def _check(

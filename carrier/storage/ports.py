@@ -201,8 +201,13 @@ class PackStore(Protocol):
         """Return one byte per pack name, 1 = stored for this device; protects and revives like `protect_chunks`."""
         ...
 
-    def locate(self, contract: ContractId, chunks: Sequence[bytes]) -> list[tuple[bytes, int, int] | None]:
-        """Return (pack name, offset, length) of each chunk in the contract's live packs."""
+    def locate(
+        self, contract: ContractId, generation: RandomId, chunks: Sequence[bytes]
+    ) -> list[tuple[bytes, int, int] | None] | None:
+        """Return (pack name, offset, length) of each chunk in the live packs of the generation's device and epoch.
+
+        None: the contract has no such generation. What other devices stored under the same IDs is not looked at.
+        """
         ...
 
     def find_pack(self, contract: ContractId, sha256: bytes) -> facts.StoredPack | None:

@@ -200,10 +200,18 @@ class StorageService:
         return header or Refused(Code.NOT_FOUND, f"no session {name}")
 
     async def locate(
-        self, given: facts.SessionFacts, chunks: tuple[bytes, ...]
-    ) -> list[tuple[bytes, int, int] | None]:
-        """Return (pack, offset, length) of each chunk, None where unknown."""
-        return await self.worker.run(self.stores.packs.locate, given.contract, chunks)
+        self, given: facts.SessionFacts, generation: str, chunks: tuple[bytes, ...]
+    ) -> list[tuple[bytes, int, int] | None] | Refused:
+        """Return (pack, offset, length) of each chunk in the generation's device and epoch, None where unknown.
+
+        So no other device of the contract can stand in the way of a restore by storing frames under foreign IDs.
+        """
+        try:
+            name = RandomId.parse(generation)
+        except WireError as error:
+            return Refused(Code.NOT_FOUND, str(error))
+        places = await self.worker.run(self.stores.packs.locate, given.contract, name, chunks)
+        return Refused(Code.NOT_FOUND, f"no generation {name}") if places is None else places
 
     async def close_session(self, given: facts.SessionFacts) -> None:
         """End lease and reservation."""

@@ -70,7 +70,7 @@ _TABLE: Final = tuple(
         ("POST", rf"/sessions/{_SESSION}/commit", Route.COMMIT, COMMIT_BYTES_MAX),
         ("GET", rf"/sessions/{_SESSION}/generations", Route.RELAY, 0),
         ("GET", rf"/sessions/{_SESSION}/generations/[0-9a-f]{{32}}/(root|receipt)", Route.RELAY, 0),
-        ("POST", rf"/sessions/{_SESSION}/locate", Route.RELAY, _IDS_BYTES_MAX),
+        ("POST", rf"/sessions/{_SESSION}/generations/[0-9a-f]{{32}}/locate", Route.RELAY, _IDS_BYTES_MAX),
         ("GET", rf"/sessions/{_SESSION}/header/[0-9a-f]{{32}}", Route.RELAY, 0),
         ("DELETE", rf"/sessions/{_SESSION}", Route.CLOSE, 0),
     )

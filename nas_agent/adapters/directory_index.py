@@ -149,21 +149,14 @@ class DirectoryIndex:
         row = self._connection.execute(query, (owner, chunk)).fetchone()
         return None if row is None else PackRow(*row)
 
-    def locate(self, ids: Sequence[bytes]) -> list[Location | None]:
-        """Say where each chunk is, whichever device wrote it."""
-        owners = [row[0] for row in self._connection.execute("SELECT id FROM owner ORDER BY id")]
-        return [self._locate(owners, chunk) for chunk in ids]
-
-    def _locate(self, owners: Iterable[int], chunk: bytes) -> Location | None:
+    def locate(self, owner: int, ids: Sequence[bytes]) -> list[Location | None]:
+        """Say where this owner's frame of each chunk is, whatever others have under the same ID."""
         query = (
             "SELECT name, start, length FROM chunk JOIN pack ON pack.id = chunk.pack "
             "WHERE chunk.owner = ? AND chunk.id = ?"
         )
-        for owner in owners:
-            row = self._connection.execute(query, (owner, chunk)).fetchone()
-            if row is not None:
-                return Location(*row)
-        return None
+        rows = (self._connection.execute(query, (owner, chunk)).fetchone() for chunk in ids)
+        return [None if row is None else Location(*row) for row in rows]
 
     def add_generation(self, row: GenerationRow) -> None:
         """Record a generation; idempotent. What its owner's interrupted sessions left is now needed or dead."""
@@ -179,6 +172,12 @@ class DirectoryIndex:
         """List generations, of one backup set or all, by device and sequence."""
         query = "SELECT * FROM generation WHERE ?1 IS NULL OR backup_set = ?1 ORDER BY owner, sequence"
         return [GenerationRow(*row) for row in self._connection.execute(query, (backup_set,))]
+
+    def generation(self, backup_set: str, generation: str) -> GenerationRow | None:
+        """Return one generation of a backup set."""
+        query = "SELECT * FROM generation WHERE backup_set = ? AND generation = ?"
+        row = self._connection.execute(query, (backup_set, generation)).fetchone()
+        return None if row is None else GenerationRow(*row)
 
     def device_generations(self, backup_set: str, device_key: bytes) -> list[GenerationRow]:
         """List one device's generations of a set by sequence."""

@@ -106,9 +106,9 @@ class DirectoryStore:
         """Return None: a directory signs no receipts."""
         return None
 
-    async def locate(self, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
+    async def locate(self, generation: str, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
         """See `VaultStore`."""
-        return await self._run(lambda: self._opened().locate(_checked(ids)))
+        return await self._run(self._locate, generation, _checked(ids))
 
     async def read_pack_range(self, name: str, offset: int, length: int) -> bytes | Refusal:
         """See `VaultStore`."""
@@ -318,12 +318,13 @@ class DirectoryStore:
         )
 
     def _read_root(self, generation: str) -> bytes | Refusal:
-        for row in self._opened().generations(self._backup_set):
-            if row.generation == generation:
-                found = self._files.read_generation(row.path)
-                if found is not None:
-                    return found[0]
-        return Refusal("not-found", f"generation {generation}: not in this vault")
+        row = self._opened().generation(self._backup_set, generation)
+        found = self._files.read_generation(row.path) if row is not None else None
+        return found[0] if found is not None else _no_generation(generation)
+
+    def _locate(self, generation: str, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
+        row = self._opened().generation(self._backup_set, generation)
+        return self._opened().locate(row.owner, ids) if row is not None else _no_generation(generation)
 
     def _head(self) -> Head | None:
         rows = self._opened().device_generations(self._backup_set, self._appending().device_key)
@@ -355,6 +356,10 @@ class DirectoryStore:
 def generation_name(root_sha256: str) -> str:
     """Return the ID of a generation in a directory: 32 hex digits of its hash."""
     return root_sha256[:32]
+
+
+def _no_generation(generation: str) -> Refusal:
+    return Refusal("not-found", f"generation {generation}: not in this vault")
 
 
 def _checked(ids: Sequence[bytes]) -> Sequence[bytes]:

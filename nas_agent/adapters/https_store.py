@@ -144,9 +144,9 @@ class HttpsStore:
         """See `VaultStore`."""
         return _bytes_of(await self._ask("GET", f"/generations/{generation}/receipt"))
 
-    async def locate(self, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
+    async def locate(self, generation: str, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
         """See `VaultStore`."""
-        answer = await self._ask("POST", "/locate", body=b"".join(ids))
+        answer = await self._ask("POST", f"/generations/{generation}/locate", body=b"".join(ids))
         if isinstance(answer, Denied):
             return answer.refusal
         return [_location(row) for row in _LOCATION.iter_unpack(_exactly(answer, len(ids) * LOCATION_BYTES))]

@@ -19,11 +19,16 @@ from typing import Final
 import attrs
 import trio
 
-from nas_agent.engine.vault_reader import RANGE_BYTES_MAX, VaultReader, open_checked, plausible
+from nas_agent.engine.vault_reader import (
+    RANGE_BYTES_MAX,
+    GenerationView,
+    VaultReader,
+    open_checked,
+    plausible,
+)
 from nas_agent.errors import DamagedChunkError
 from nas_agent.ports import Location
 from wire.vault.entry import Entry, Span
-from wire.vault.root import GenerationRoot
 
 FETCH_CHUNKS_MAX: Final = 8
 WINDOW_ITEMS_MAX: Final = 512
@@ -56,10 +61,10 @@ _END: Final = None
 class Fetcher:
     """Plans and fetches in its own thread; iterate `items` in another."""
 
-    def __init__(self, reader: VaultReader, root: GenerationRoot) -> None:
+    def __init__(self, reader: VaultReader, view: GenerationView) -> None:
         """Start the threads that open frames."""
         self._reader = reader
-        self._root = root
+        self._view = view
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="open")
         self._kept: OrderedDict[bytes, Future[bytes]] = OrderedDict()
         self._groups: OrderedDict[int, None] = OrderedDict()
@@ -87,7 +92,7 @@ class Fetcher:
 
     def one(self, chunk: bytes) -> bytes:
         """Fetch a chunk that was not planned (a first link could not be written); for the consumer's thread."""
-        return trio.from_thread.run(self._reader.chunk, chunk, self._root)
+        return trio.from_thread.run(self._reader.chunk, chunk, self._view)
 
     def stop(self) -> None:
         """Let the planning thread end soon; its results are dropped."""
@@ -118,7 +123,7 @@ class Fetcher:
         ids = dict.fromkeys(item.chunk for item in window if isinstance(item, Span))
         order = {chunk: position for position, chunk in enumerate(ids)}
         wanted = tuple(ids)
-        places = trio.from_thread.run(self._reader.locate, wanted) if wanted else {}
+        places = trio.from_thread.run(self._reader.locate, self._view, wanted) if wanted else {}
         batch: list[Item] = []
         fetched = 0
         # Chunks needed next, in order; a whole run of neighbours is read when the first of them is reached.
@@ -185,7 +190,7 @@ class Fetcher:
 
     def _open(self, chunk: bytes, data: memoryview) -> Future[bytes]:
         try:
-            frame = trio.from_thread.run(self._reader.frame, chunk, data, self._root)
+            frame = trio.from_thread.run(self._reader.frame, chunk, data, self._view.root)
         except DamagedChunkError as error:
             return _failed(error)
         return self._executor.submit(open_checked, frame)

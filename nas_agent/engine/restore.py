@@ -126,7 +126,7 @@ async def _walk(
         view = pick(views, generation)
         with tempfile.TemporaryFile(prefix="hgw-manifest-") as spool:
             await _fetch_manifest(reader, view, spool)
-            writer = _Writer(phase, sink, Fetcher(reader, view.root), progress)
+            writer = _Writer(phase, sink, Fetcher(reader, view), progress)
             await writer.run(lambda: _selected(_read_entries(spool), selection))
         return RestoreResult(
             view=view,
@@ -146,8 +146,8 @@ async def _walk(
 async def _fetch_manifest(reader: VaultReader, view: GenerationView, spool: IO[bytes]) -> None:
     """Fetch and check the whole manifest into `spool`; raises `VaultRefusedError` or `DamagedChunkError`."""
     parser = ManifestReader()
-    for chunk, length in await reader.manifest_chunks(view.root):
-        data = await reader.chunk(chunk, view.root)
+    for chunk, length in await reader.manifest_chunks(view):
+        data = await reader.chunk(chunk, view)
         if len(data) != length:
             raise VaultRefusedError(
                 "manifest-format", f"chunk {chunk.hex()[:16]}… has another length than listed"

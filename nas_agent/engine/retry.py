@@ -100,9 +100,9 @@ class PatientStore:
         """See `VaultStore`."""
         return await self._wait(lambda: self._inner.read_receipt(generation))
 
-    async def locate(self, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
+    async def locate(self, generation: str, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
         """See `VaultStore`."""
-        return await self._wait(lambda: self._inner.locate(ids))
+        return await self._wait(lambda: self._inner.locate(generation, ids))
 
     async def read_pack_range(self, name: str, offset: int, length: int) -> bytes | Refusal:
         """See `VaultStore`."""

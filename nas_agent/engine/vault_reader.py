@@ -120,12 +120,12 @@ class VaultReader:
                 self._sessions.popitem(last=False)
         return found
 
-    async def locate(self, ids: Sequence[bytes]) -> dict[bytes, Location]:
-        """Say where chunks are; those the store does not have are left out."""
+    async def locate(self, view: GenerationView, ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Say where chunks of a generation are; those the store does not have are left out."""
         found: dict[bytes, Location] = {}
         for start in range(0, len(ids), IDS_PER_CALL_MAX):
             part = ids[start : start + IDS_PER_CALL_MAX]
-            answers = _granted(await self._store.locate(part))
+            answers = _granted(await self._store.locate(view.info.generation, part))
             if len(answers) != len(part):
                 raise RemoteError(f"locate: expected {len(part)} answers, got {len(answers)}")
             found.update({c: at for c, at in zip(part, answers, strict=True) if at is not None})
@@ -159,27 +159,27 @@ class VaultReader:
             raise DamagedChunkError(chunk, "chunk-foreign: written by another device or epoch")
         return Frame(header, data, secrets)
 
-    async def chunk(self, chunk: bytes, root: GenerationRoot) -> bytes:
-        """Fetch and open one chunk; raises `DamagedChunkError`."""
-        at = (await self.locate((chunk,))).get(chunk)
+    async def chunk(self, chunk: bytes, view: GenerationView) -> bytes:
+        """Fetch and open one chunk of a generation; raises `DamagedChunkError`."""
+        at = (await self.locate(view, (chunk,))).get(chunk)
         if at is None:
             raise DamagedChunkError(chunk, "not in the store")
         data = await self.read_range(at.pack, at.offset, at.length) if plausible(at) else None
         if data is None:
             raise DamagedChunkError(chunk, f"pack {at.pack[:16]}… is missing or too short")
-        return open_checked(await self.frame(chunk, memoryview(data), root))
+        return open_checked(await self.frame(chunk, memoryview(data), view.root))
 
-    async def manifest_chunks(self, root: GenerationRoot) -> list[tuple[bytes, int]]:
+    async def manifest_chunks(self, view: GenerationView) -> list[tuple[bytes, int]]:
         """Return the (ID, length) list of the manifest's own chunks.
 
         Raises `VaultRefusedError` (`manifest-format`) or `DamagedChunkError`.
         """
-        manifest: Manifest = root.manifest
+        manifest: Manifest = view.root.manifest
         items = [(bytes.fromhex(chunk), length) for chunk, length in manifest.items]
         for _ in range(manifest.depth):
             below: list[tuple[bytes, int]] = []
             for chunk, length in items:
-                data = await self.chunk(chunk, root)
+                data = await self.chunk(chunk, view)
                 if len(data) != length:
                     raise VaultRefusedError(
                         "manifest-format", "a chunk list has another length than its parent says"

@@ -86,7 +86,8 @@ async def test_whole_protocol_over_http(edge):
         receipt,
     )
     assert (await http.ask("GET", f"{base}/generations/{item['generation']}/root", b"", token))[1] in body
-    status, places = await http.ask("POST", f"{base}/locate", chunks[1] + b"x" * 32, token)
+    locate = f"{base}/generations/{item['generation']}/locate"
+    status, places = await http.ask("POST", locate, chunks[1] + b"x" * 32, token)
     assert places[:32].hex() == name
     assert places[48:] == bytes(48)
     offset, length = int.from_bytes(places[32:40], "big"), int.from_bytes(places[40:48], "big")

@@ -246,14 +246,15 @@ async def test_scrub_names_damaged_packs_and_the_generations_that_need_them(enro
 async def test_index_is_rebuilt_from_trailers_without_any_key(enrolled):
     world = enrolled
     chunks = [os.urandom(32) for _ in range(4)]
-    name, _ = await committed(world, chunks)
+    name, done = await committed(world, chunks)
+    asked = (done.generation.text, tuple(chunks))
     with world.carrier.database.write() as connection:
         connection.execute(sa.delete(chunk_table))
     reading = await world.session(await world.open(mode="read"))
-    assert await world.storage.locate(reading, tuple(chunks)) == [None] * 4
+    assert await world.storage.locate(reading, *asked) == [None] * 4
     report = world.carrier.admin.rebuild_index()
     assert (report.refreshed, report.added, report.damaged) == (1, 0, ())
-    assert [place[0] for place in await world.storage.locate(reading, tuple(chunks))] == [name] * 4
+    assert [place[0] for place in await world.storage.locate(reading, *asked)] == [name] * 4
     assert world.carrier.admin.rebuild_index() == report
 
 
@@ -394,8 +395,9 @@ class Walk:
         names = {row.generation for row in listed}
         self.generations = {name: refs for name, refs in self.generations.items() if name in names}
         assert names == set(self.generations)
-        needed = sorted({ref for refs in self.generations.values() for ref in refs})
-        places = store.packs.locate(contract, needed)
+        places = []
+        for name, refs in self.generations.items():
+            places += store.packs.locate(contract, name, refs)
         assert None not in places, "a chunk of a generation is gone"
         blobs = {blob.key: blob.size_bytes for blob in self.world.storage.blobs.list_blobs()}
         for name in {place[0] for place in places}:

@@ -51,6 +51,7 @@ def test_every_refusal_has_its_status():
     assert set(STATUS) == set(Code)
 
 
+LOCATE = "/generations/" + "ab" * 16 + "/locate"
 SESSION_PATHS = [
     ("DELETE", "", "append"),
     ("POST", "/have", "append"),
@@ -62,7 +63,7 @@ SESSION_PATHS = [
     ("GET", "/generations/" + "ab" * 16 + "/root", "read"),
     ("GET", "/generations/" + "ab" * 16 + "/receipt", "read"),
     ("GET", "/header/" + "ab" * 16, "read"),
-    ("POST", "/locate", "read"),
+    ("POST", LOCATE, "read"),
 ]
 
 
@@ -91,11 +92,20 @@ async def test_every_path_of_a_session_checks_token_line_and_device(enrolled, me
     assert code_of(await ask(world, method, path, headers=token)) == (403, "device-revoked")
 
 
-@pytest.mark.parametrize(("tail", "mode"), [("/have", "append"), ("/state", "append"), ("/locate", "read")])
+@pytest.mark.parametrize(("tail", "mode"), [("/have", "append"), ("/state", "append"), (LOCATE, "read")])
 async def test_ids_that_are_not_whole_are_a_bad_format(enrolled, tail, mode):
     opened = await enrolled.open(mode=mode)
     path, token = f"sessions/{opened.session}{tail}", {"hgw-session": opened.token}
     assert code_of(await ask(enrolled, "POST", path, b"x" * 33, token)) == (400, "bad-format")
+
+
+@pytest.mark.parametrize("generation", ["ab" * 16, "x"])
+async def test_no_chunk_is_located_in_a_generation_that_is_not_there(enrolled, generation):
+    opened = await enrolled.open(mode="read")
+    path, token = f"sessions/{opened.session}", {"hgw-session": opened.token}
+    answer = await ask(enrolled, "POST", f"{path}/generations/{generation}/locate", b"x" * 32, token)
+    assert code_of(answer) == (404, "not-found")
+    assert (await ask(enrolled, "POST", f"{path}/locate", b"x" * 32, token)).status == 404
 
 
 @pytest.mark.parametrize(

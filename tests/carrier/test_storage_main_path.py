@@ -40,7 +40,7 @@ async def test_backup_is_committed_with_a_receipt_and_read_back(enrolled):
     row = await world.storage.read_generation(reading, item.generation)
     assert row.receipt == done.receipt
     assert row.root == body[4 : 4 + int.from_bytes(body[:4], "big")]
-    (place, unknown) = await world.storage.locate(reading, (chunks[3], b"x" * 32))
+    (place, unknown) = await world.storage.locate(reading, item.generation, (chunks[3], b"x" * 32))
     assert unknown is None
     pack = await find_pack(world.storage, reading, place[0].hex())
     parts = [part async for part in read_pack(world.storage, reading, PackBytes(pack, place[1], place[2]))]

@@ -560,7 +560,7 @@ async def test_another_contract_sees_nothing(enrolled):
     assert (await world.storage.read_generation(reading, done.generation.text)).code is Code.NOT_FOUND
     assert (await world.storage.read_header(reading, given.session.text)).code is Code.NOT_FOUND
     assert (await find_pack(world.storage, reading, name.hex())).code is Code.NOT_FOUND
-    assert await world.storage.locate(reading, (chunk,)) == [None]
+    assert (await world.storage.locate(reading, done.generation.text, (chunk,))).code is Code.NOT_FOUND
 
 
 def without_sessions(rows):

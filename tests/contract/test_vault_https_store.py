@@ -23,7 +23,8 @@ from runtime.http import Request, Response, Router, open_listener, serve_http
 from runtime.http_client import HttpClient
 from tests.carrier.conftest import World, make_world
 from tests.contract.vault_maker import make_device
-from tests.contract.vault_store_suite import VaultStoreContract
+from tests.contract.vault_store_suite import VaultStoreContract, plant
+from tests.nas_agent.engine_rig import EngineRig, MemorySink, frames_of, make_rig, plain, some_tree
 from wire.statement import Audience, Kind, make_statement, to_header
 from wire.storage import HEADER_GATEWAY, DeviceEnrolled, GatewayRelay
 
@@ -70,6 +71,7 @@ class HttpsRig:
     world: World
     port: int
     device: DeviceKeys
+    other: DeviceKeys
     clients: list[HttpClient] = attrs.field(factory=list)
 
     def http(self) -> StorageHttp:
@@ -77,10 +79,19 @@ class HttpsRig:
         self.clients.append(client)
         return StorageHttp(client, "/storage/v1", headers={}, clock=self.world.clock, patience=Patience(0))
 
-    def store(self) -> HttpsStore:
-        return HttpsStore(
-            self.http(), contract=self.device.contract, device=self.device.device, clock=self.world.clock
+    def store(self, device: DeviceKeys | None = None) -> HttpsStore:
+        keys = device or self.device
+        return HttpsStore(self.http(), contract=keys.contract, device=keys.device, clock=self.world.clock)
+
+    async def enrol(self, device: DeviceKeys, code: str) -> None:
+        enrolled = await enrol_device(
+            self.http(),
+            device,
+            enrolment_code=code,
+            service_root=self.world.root_key.public,
+            clock=self.world.clock,
         )
+        assert isinstance(enrolled, DeviceEnrolled), enrolled
 
 
 @pytest.fixture
@@ -92,15 +103,11 @@ async def rig(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[HttpsRig]:
     storage_routes(router, world.storage)
     listener = open_listener("::1", 0)
     await nursery.start(serve_http, StatementAdder(world, router), [listener])
-    made = HttpsRig(world, listener.port, make_device(SECRET))
-    enrolled = await enrol_device(
-        made.http(),
-        made.device,
-        enrolment_code=world.notice.enrolment_code,
-        service_root=world.root_key.public,
-        clock=world.clock,
-    )
-    assert isinstance(enrolled, DeviceEnrolled), enrolled
+    made = HttpsRig(world, listener.port, make_device(SECRET), make_device(SECRET, seed=2))
+    await made.enrol(made.device, world.notice.enrolment_code)
+    code = world.carrier.admin.add_code(world.contract)
+    assert code is not None
+    await made.enrol(made.other, code)
     yield made
     for client in made.clients:
         await client.aclose()
@@ -109,3 +116,23 @@ async def rig(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[HttpsRig]:
 
 class TestHttpsStore(VaultStoreContract):
     pass
+
+
+async def test_frames_planted_by_another_nas_of_the_contract_do_not_disturb_a_restore(
+    rig: HttpsRig, tmp_path: Path
+) -> None:
+    """It knows every chunk ID beforehand and is first with each: data, manifest and all."""
+    source, rehearsal = some_tree(small=12, large=1), make_rig(tmp_path)
+    rehearsal.device = rig.device
+    await rehearsal.backup(source)
+    ids = sorted(chunk for path in rehearsal.vault.glob("packs/*/*") for *_, chunk in frames_of(path))
+    await plant(rig, ids, sequence=1)
+    (tmp_path / "again").mkdir()
+    nas = EngineRig(tmp_path / "again", rig.device, wrap=lambda _: rig.store())
+    done = await nas.backup(source)
+    assert done.state == "durable"
+    assert done.generation is not None
+    sink = MemorySink()
+    result = await nas.restore(sink, done.generation)
+    assert result.problems == ()
+    assert sink.files == plain(source)

@@ -66,6 +66,13 @@ class MadeSession:
             builder.add(self.id_of(chunk), frame_body(Codec.RAW, len(chunk), chunk))
         return builder.finish()
 
+    def pack_under(self, ids: Sequence[bytes]) -> FinishedPack:
+        """A pack of frames that open, under IDs that are not theirs."""
+        builder = PackBuilder(self.keys, os.urandom(32), memoryview(bytearray(BUFFER_BYTES)))
+        for planted in ids:
+            builder.add(planted, frame_body(Codec.RAW, 7, b"planted"))
+        return builder.finish()
+
     def id_of(self, chunk: bytes) -> bytes:
         """The ID of a chunk in this device's epoch."""
         return chunk_id(self.device.epoch.id_key, chunk)

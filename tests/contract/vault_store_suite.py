@@ -1,13 +1,14 @@
 """The contract of `nas_agent.ports.VaultStore`, as tests. Every engine subclasses `VaultStoreContract`.
 
 A subclass gives the fixture `rig`: `rig.store()` returns a new client of the same vault, `rig.device` the keys of an
-enrolled device of contract `CONTRACT`, backup set `set`. Reading may need another client than appending: both come
-from `rig.store()`.
+enrolled device of contract `CONTRACT`, backup set `set`, `rig.other` those of a second one. Reading may need another
+client than appending: both come from `rig.store()`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 from nas_agent.core.vault_keys import DeviceKeys
@@ -22,17 +23,25 @@ from nas_agent.ports import (
     VaultStore,
 )
 from tests.contract.vault_maker import ListRefs, MadeSession, make_session
-from wire.vault.root import root_hash
+from wire.vault.frame import parse_frame_header
+from wire.vault.root import root_hash, unverified_root
+from wire.vault.session import open_header
 
 
 class Rig(Protocol):
-    device: DeviceKeys
+    @property
+    def device(self) -> DeviceKeys: ...
 
-    def store(self) -> VaultStore: ...
+    @property
+    def other(self) -> DeviceKeys: ...
+
+    def store(self, device: DeviceKeys | None = None) -> VaultStore: ...
 
 
-async def opened(rig: Rig, sequence: int = 1) -> tuple[VaultStore, MadeSession, Opened]:
-    store, made = rig.store(), make_session(rig.device, sequence=sequence)
+async def opened(
+    rig: Rig, sequence: int = 1, device: DeviceKeys | None = None
+) -> tuple[VaultStore, MadeSession, Opened]:
+    store, made = rig.store(device), make_session(device or rig.device, sequence=sequence)
     answer = await store.open_session("append", "set", made.header)
     assert isinstance(answer, Opened), answer
     return store, made, answer
@@ -53,6 +62,23 @@ async def make_generation(rig: Rig, *chunks: bytes, sequence: int = 1, parent: s
     assert isinstance(answer, Committed), answer
     await store.close()
     return blob
+
+
+async def plant(rig: Rig, ids: Sequence[bytes], *, sequence: int) -> None:
+    """Store frames of `rig.other` under these IDs, and a generation that needs them."""
+    store, made, answer = await opened(rig, sequence, rig.other)
+    head = answer.head.root_sha256 if answer.head else None
+    pack = made.pack_under(ids)
+    assert isinstance(await store.put_pack(pack.name, pack.data), PackAccepted)
+    refs = ListRefs(ids)
+    assert isinstance(await store.commit(made.root(refs, sequence=sequence, parent=head), refs), Committed)
+    await store.close()
+
+
+async def _is_by(reader: VaultStore, generation: str, device: DeviceKeys) -> bool:
+    blob = await reader.read_root(generation)
+    assert not isinstance(blob, Refusal)
+    return unverified_root(blob).device_key == device.device.public.hex()
 
 
 async def read_session(rig: Rig) -> VaultStore:
@@ -122,7 +148,7 @@ class VaultStoreContract:
         assert info.stored_bytes == len(data)
         assert await reader.read_root(info.generation) == blob
         assert await reader.read_receipt(info.generation) == committed.receipt
-        places = await reader.locate([pack.items[1].chunk, bytes(32)])
+        places = await reader.locate(info.generation, [pack.items[1].chunk, bytes(32)])
         assert not isinstance(places, Refusal)
         at = places[0]
         assert at is not None
@@ -179,11 +205,53 @@ class VaultStoreContract:
         reader = await read_session(rig)
         for answer in (
             await reader.read_root("0" * 32),
+            await reader.locate("0" * 32, [bytes(32)]),
             await reader.read_pack_range("0" * 64, 0, 10),
             await reader.read_session_header("0" * 32),
         ):
             assert isinstance(answer, Refusal)
             assert answer.code == "not-found"
+        await reader.close()
+
+    async def test_each_generation_finds_the_frames_of_its_own_device_whoever_came_first(
+        self, rig: Rig
+    ) -> None:
+        """A NAS gone bad plants frames under the IDs of another one: before it, after it, and in a generation too."""
+        chunk_ids = [make_session(rig.device).id_of(b"ours")]
+        await plant(rig, chunk_ids, sequence=1)
+        await make_generation(rig, b"ours")
+        await plant(rig, chunk_ids, sequence=2)
+        reader = await read_session(rig)
+        listed = await reader.list_generations()
+        assert not isinstance(listed, Refusal)
+        found: dict[str, set[str]] = {}
+        for info in listed:
+            blob = await reader.read_root(info.generation)
+            assert not isinstance(blob, Refusal)
+            places = await reader.locate(info.generation, chunk_ids)
+            assert not isinstance(places, Refusal)
+            (at,) = places
+            assert at is not None
+            frame = await reader.read_pack_range(at.pack, at.offset, at.length)
+            assert not isinstance(frame, Refusal)
+            session = parse_frame_header(frame).session.hex()
+            header = await reader.read_session_header(session)
+            assert not isinstance(header, Refusal)
+            verified = open_header(header, contract_sign_key=rig.device.contract_sign_public)
+            writer = verified.device_key.hex()
+            found.setdefault(unverified_root(blob).device_key, set()).add(writer)
+        await reader.close()
+        assert found == {key: {key} for key in (d.device.public.hex() for d in (rig.device, rig.other))}
+
+    async def test_a_chunk_that_only_another_device_has_is_not_located(self, rig: Rig) -> None:
+        chunk_ids = [make_session(rig.device).id_of(b"never sent")]
+        await plant(rig, chunk_ids, sequence=1)
+        await make_generation(rig, b"ours")
+        reader = await read_session(rig)
+        listed = await reader.list_generations()
+        assert not isinstance(listed, Refusal)
+        ours = [info.generation for info in listed if await _is_by(reader, info.generation, rig.device)]
+        assert list(await reader.locate(ours[0], chunk_ids)) == [None]  # type: ignore[arg-type]
         await reader.close()
 
     async def test_closing_twice_and_before_opening_is_harmless(self, rig: Rig) -> None:

@@ -55,8 +55,8 @@ class LyingStore:
         blob = await self._inner.read_session_header(session)
         return self.on_header(session, b"" if isinstance(blob, Refusal) else blob)
 
-    async def locate(self, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
-        places = await self._inner.locate(ids)
+    async def locate(self, generation: str, ids: Sequence[bytes]) -> Sequence[Location | None] | Refusal:
+        places = await self._inner.locate(generation, ids)
         assert not isinstance(places, Refusal)
         return self.on_locate(ids, list(places))
 
@@ -310,11 +310,12 @@ async def test_a_missing_pack_costs_the_files_in_it_and_no_others(scene: Scene) 
     await scene.rig.restore(good)
     store = scene.rig.store()
     await store.open_session("read", "set", None)
-    (at,) = await store.locate([good.entries[b"large/random0"].content[0].chunk])  # type: ignore[misc]
+    newest = scene.infos[-1].generation
+    (at,) = await store.locate(newest, [good.entries[b"large/random0"].content[0].chunk])  # type: ignore[misc]
     lost = {
         path
         for path, entry in good.entries.items()
-        for place in (await store.locate([span.chunk for span in entry.content]))  # type: ignore[union-attr]
+        for place in (await store.locate(newest, [span.chunk for span in entry.content]))  # type: ignore[union-attr]
         if place.pack == at.pack
     }
     await store.close()

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from carrier.engines.sql import quota
 from carrier.engines.sql.database import Database, SqlRow
-from carrier.engines.sql.schema import chunk, pack, session, upload
+from carrier.engines.sql.schema import chunk, generation, pack, session, upload
 from carrier.storage import facts
 from carrier.storage import outcomes as out
 from carrier.storage.domain import decide_reservation
 from carrier.storage.tables import UPLOAD_LIFE_S
-from wire.ids import ContractId
+from wire.ids import ContractId, RandomId
 
 _USABLE = pack.c.state.in_(("live", "condemned"))
 
@@ -121,24 +121,35 @@ class SqlPackStore:
             names = {row.sha256 for row in rows if row.pack_id in live}
             return bytes(name in names for name in packs)
 
-    def locate(self, contract: ContractId, chunks: Sequence[bytes]) -> list[tuple[bytes, int, int] | None]:
+    def locate(
+        self, contract: ContractId, name: RandomId, chunks: Sequence[bytes]
+    ) -> list[tuple[bytes, int, int] | None] | None:
         """See PackStore."""
         places: dict[bytes, tuple[bytes, int, int]] = {}
+        owner_query = sa.select(generation.c.device, generation.c.epoch).where(
+            generation.c.contract == contract.text,
+            generation.c.generation == name.text,
+            generation.c.state != "gone",
+        )
         with self.database.read() as connection:
+            owner = connection.execute(owner_query).first()
+            if owner is None:
+                return None
             for some in quota.batches(chunks):
                 rows = connection.execute(
                     sa.select(chunk.c.chunk_id, chunk.c.offset_bytes, chunk.c.length_bytes, pack.c.sha256)
                     .join_from(chunk, pack)
                     .where(
                         chunk.c.chunk_id.in_(some),
-                        pack.c.contract == contract.text,
+                        pack.c.device == owner.device,
+                        pack.c.epoch == owner.epoch,
                         pack.c.state == "live",
                     )
                     .order_by(pack.c.pack_id.desc())
                 )
                 for row in rows:
                     places[row.chunk_id] = (row.sha256, row.offset_bytes, row.length_bytes)
-        return [places.get(name) for name in chunks]
+        return [places.get(wanted) for wanted in chunks]
 
     def find_pack(self, contract: ContractId, sha256: bytes) -> facts.StoredPack | None:
         """See PackStore."""

@@ -47,7 +47,7 @@ S, P = "a" * 32, "b" * 64
         ("GET", f"/sessions/{S}/generations", Route.RELAY),
         ("GET", f"/sessions/{S}/generations/{S}/root", Route.RELAY),
         ("GET", f"/sessions/{S}/generations/{S}/receipt", Route.RELAY),
-        ("POST", f"/sessions/{S}/locate", Route.RELAY),
+        ("POST", f"/sessions/{S}/generations/{S}/locate", Route.RELAY),
         ("GET", f"/sessions/{S}/header/{S}", Route.RELAY),
         ("DELETE", f"/sessions/{S}", Route.CLOSE),
     ],
