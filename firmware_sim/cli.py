@@ -11,11 +11,11 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from firmware_sim.interrupt import wait_for_stop
 from firmware_sim.lab import (
     Lab,
     LabError,
@@ -124,18 +124,6 @@ def _check(lab: Lab) -> int:
         "check: every line routes to the carrier from its own prefix; a forged source is dropped and counted"
     )
     return 0
-
-
-def wait_for_stop() -> None:
-    """Return when the process is asked to end (SIGINT, SIGTERM); handlers are put back."""
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        stop.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _down(_: argparse.Namespace, words: list[str]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from firmware_sim.demo import backup_steps, carrier_steps, software_steps
 from firmware_sim.demo.report import Report
 from firmware_sim.demo.world import DemoError, World
+from firmware_sim.interrupt import wait_for_stop
 from firmware_sim.lab import LAN_GATEWAY_IPV4, LabError, LabSpec, Process, open_lab
 from firmware_sim.profile import DEFAULT_PROFILE, load_profile
 from wire.units import MIB
@@ -142,8 +143,6 @@ def _print_end(report: Report) -> None:
 
 
 def _wait(world: World) -> None:
-    from firmware_sim.cli import wait_for_stop
-
     port = carrier_steps.ADMIN_PORT
     world.lab.publish("gw1", LAN_GATEWAY_IPV4, port, local_port=port)
     print(f"\n  running; admin page http://127.0.0.1:{port}/, password {world.admin_password}")
