@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -35,6 +36,7 @@ from hgwd.errors import CorruptStateError
 from hgwd.software_state import SoftwareState
 from hgwd.trial import TrialFailedError, soak, start_slot, wait_healthy
 from runtime.clock import Clock
+from runtime.errors import RemoteError, Unavailable
 from runtime.logs import Logger
 from wire.director import DirectorSoftware, SoftwareName
 from wire.errors import WireError
@@ -174,7 +176,7 @@ class Installer:
         if state.record.trial is not None:  # an interrupted earlier trial gives way to the new wish
             await self._fall_back(name, state, Fault.START_FAILED, "replaced by a newer wish")
         part = self.slots.part_path(name)
-        await self.fetch.download(wanted, part)
+        await self._download(state, wanted, part)
         check = partial(check_manifest, wanted=wanted, identity=identity)
         slot = state.record.spare
         try:
@@ -192,6 +194,23 @@ class Installer:
         )
         await self._save(state, install.slot_filled(state.record, content))
         self.log.info("slot_filled", software=name.text, slot=slot, version=content.version)
+
+    async def _download(self, state: SoftwareState, wanted: Installable, part: Path) -> None:
+        """Fetch the package; a line that broke is told like every other reason, and not counted."""
+        try:
+            await self.fetch.download(wanted, part)
+        except (Unavailable, RemoteError) as error:
+            record = install.interrupted(
+                state.record,
+                wanted.sha256,
+                Fault.DOWNLOAD_FAILED,
+                str(error),
+                document_version=self.document_version,
+            )
+            if record != state.record:
+                await self._save(state, record)
+                self.changed()
+            raise
 
     # -- trial -----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from carrier.lines.tables import AccessType, Region
 from carrier.storage import outcomes as storage_out
 from carrier.storage.tables import PLANS
 from deliver.app import Program, open_program
+from deliver.commands.reports import show_reports
 from deliver.commands.storage import add_storage_commands
 from deliver.config import load_home
 from deliver.domain.pricing import Refused
@@ -102,6 +103,9 @@ def _add_line_commands(things: argparse._SubParsersAction[argparse.ArgumentParse
     shown.set_defaults(run=_runner(gateway_list))
     alarms = gateway.add_parser("alarms", help="refused enrolments, newest first")
     alarms.set_defaults(run=_runner(gateway_alarms))
+    reports = gateway.add_parser("reports", help="what each gateway said last, signs of an attack first")
+    reports.add_argument("--json", action="store_true")
+    reports.set_defaults(run=_runner(show_reports))
 
 
 def _add_joint_commands(things: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

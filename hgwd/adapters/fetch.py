@@ -112,7 +112,8 @@ class CarrierFetch:
         """Bring the package of `wanted` to `part`, whole and verified; resumes what an earlier call left.
 
         Raises:
-            RefusedError: wrong bytes (part removed), too large, over budget, too slow; missing on the server.
+            RefusedError: wrong bytes (part removed), too large, over budget, too slow; missing on the server or
+                shorter there than signed.
             Unavailable, RemoteError: the line; the part stays for the next call.
         """
         offset, digest = await trio.to_thread.run_sync(_resume_point, part, wanted.sha256)
@@ -158,7 +159,9 @@ class CarrierFetch:
             _keep(fd, part, wanted.sha256, length, digest.hexdigest())
             os.close(fd)
         if length != wanted.length_bytes:
-            raise Unavailable(f"{wanted.url_path}: ended after {length} of {wanted.length_bytes} bytes")
+            raise RefusedError(
+                Cause.TRUNCATED, f"{wanted.path.text}: ended after {length} of {wanted.length_bytes} bytes"
+            )
         return digest
 
     async def _need(self, step: Need) -> bytes | None:
@@ -218,6 +221,8 @@ def _status_error(status: int, retry_after: str | None, path: str) -> Unavailabl
 def _check_status(answer: StreamedResponse, expected: int, path: str) -> None:
     if answer.status == 200 and expected == 206:
         raise Unavailable(f"{path}: the server ignored the range asked for")
+    if answer.status == 416:
+        raise RefusedError(Cause.TRUNCATED, f"{path}: the server's file is shorter than what was signed")
     if answer.status != expected:
         raise _status_error(answer.status, answer.headers.get("retry-after"), path)
 

@@ -61,6 +61,7 @@ FAULT_OF_CAUSE: Final[dict[Cause, Fault]] = {
     Cause.BAD_FORMAT: Fault.CORRUPT,
     Cause.BAD_HASH: Fault.CORRUPT,
     Cause.TOO_LARGE: Fault.RESOURCES_EXCEEDED,
+    Cause.TRUNCATED: Fault.DOWNLOAD_FAILED,
     Cause.MISSING: Fault.DOWNLOAD_FAILED,
     Cause.SLOW: Fault.DOWNLOAD_FAILED,
     Cause.UNAVAILABLE: Fault.DOWNLOAD_FAILED,

@@ -249,6 +249,23 @@ def refused(
     return msgspec.structs.replace(record, failure=failure)
 
 
+def interrupted(
+    record: SoftwareRecord, sha256: str, fault: Fault, cause: str, *, document_version: int
+) -> SoftwareRecord:
+    """The line broke while a package came: only the reason changes, and the attempt does not count."""
+    earlier = record.failure
+    same = earlier is not None and (earlier.sha256, earlier.document_version) == (sha256, document_version)
+    failure = Failure(
+        sha256=sha256,
+        fault=fault,
+        cause=cause[:CAUSE_CHARS_MAX],
+        attempts=earlier.attempts if same and earlier is not None else 0,
+        document_version=document_version,
+        final=False,
+    )
+    return msgspec.structs.replace(record, failure=failure)
+
+
 def removing(record: SoftwareRecord) -> SoftwareRecord:
     """Removal was ordered; from here on it is finished even across a power cut."""
     return msgspec.structs.replace(record, du=next_state(record.du, DuEvent.REMOVE), trial=None)

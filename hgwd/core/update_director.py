@@ -3,7 +3,7 @@
 Rules
 - The root chain is walked before a *new* document is verified, and not at all on a 304: a poll stays one request.
 - A document counts only if the director role of the newest root signs it, it names this gateway and serial, it
-  is not expired, and its version is above the stored one (or its bytes are the stored ones).
+  is not expired, and its version is above that of the stored one of the same enrolment (or its bytes are the same).
 - A stored document that no longer verifies (director keys rotated) is forgotten: fast-forward recovery.
 - Expiry stops *new* installs; nobody calls this to stop a running software.
 - A document with an unknown critical field is refused whole.
@@ -19,7 +19,7 @@ from typing import Final
 import attrs
 
 from hgwd.core.trusted_time import TIME_ROLE
-from hgwd.core.tuf_keys import Root, TargetFile, Targets
+from hgwd.core.tuf_keys import Root, Signed, TargetFile, Targets
 from hgwd.core.update_images import update_root_chain
 from hgwd.core.update_metadata import is_expired, parse_metadata, verify_signed_by
 from hgwd.core.update_types import Cause, Load, RefusedError, Source, Steps, Store
@@ -59,7 +59,7 @@ def accept_document(
     document = _verify(root, data, identity, "director document")
     stored = yield Load(Source.DIRECTOR, STORED_DOCUMENT)
     if stored is not None and stored != data:
-        _check_newer(root, stored, document)
+        _check_newer(root, stored, document, identity)
     if document.expires_s <= now_s:
         raise RefusedError(Cause.EXPIRED, f"director document {document.version}: expired")
     if stored != data:
@@ -94,17 +94,24 @@ def _check_root(root: Root, now_s: float) -> None:
         raise RefusedError(Cause.EXPIRED, f"director root {root.version}: expired {root.expires}")
 
 
-def _check_newer(root: Root, stored: bytes, document: DirectorDocument) -> None:
-    """Refuse a version at or below the stored one, as long as today's keys vouch for the stored one."""
+def _check_newer(root: Root, stored: bytes, document: DirectorDocument, identity: GatewayIdentity) -> None:
+    """Refuse a version at or below the stored one of this enrolment, as long as today's keys vouch for that one."""
     metadata = parse_metadata(stored, Targets.type, "stored director document")
     try:
         verify_signed_by(root, DIRECTOR_ROLE, metadata, "stored director document")
     except RefusedError:
         return  # signed by director keys that the root has since revoked: its version binds nobody
+    if _gateway_of(metadata.signed) != identity.gateway.text:
+        return  # of an earlier enrolment: each counts from 1, and its documents are refused as another gateway's
     if document.version <= metadata.signed.version:
         raise RefusedError(
             Cause.ROLLBACK, f"director document: version {document.version} after {metadata.signed.version}"
         )
+
+
+def _gateway_of(signed: Signed) -> object:
+    body = signed.unrecognized_fields.get("hgw")
+    return body.get("gateway") if isinstance(body, dict) else None
 
 
 def _verify(root: Root, data: bytes, identity: GatewayIdentity, what: str) -> DirectorDocument:

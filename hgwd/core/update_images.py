@@ -182,7 +182,7 @@ class ImageRepository:
             else:
                 return
         name = f"{meta.version}.snapshot.json" if root.consistent_snapshot else "snapshot.json"
-        data = yield Need(Source.IMAGE, name, meta.length or SNAPSHOT_BYTES_MAX)
+        data = yield Need(Source.IMAGE, name, _bounded(meta, SNAPSHOT_BYTES_MAX))
         if data is None:
             raise RefusedError(Cause.MISSING, f"{name}: not there")
         _check_meta(meta, data, "snapshot")  # 5.5.2
@@ -236,7 +236,7 @@ class ImageRepository:
                 pass  # older than the snapshot says, or not signed under today's delegation
         prefix = f"{meta.version}." if self._root.consistent_snapshot else ""
         name = f"{prefix}{quote(role, safe='')}.json"
-        data = yield Need(Source.IMAGE, name, meta.length or TARGETS_BYTES_MAX)
+        data = yield Need(Source.IMAGE, name, _bounded(meta, TARGETS_BYTES_MAX))
         if data is None:
             raise RefusedError(Cause.MISSING, f"{name}: not there")
         targets = self._accept_role(role, parent, meta, data)
@@ -264,6 +264,11 @@ class ImageRepository:
             assert self._root is not None  # noqa: S101 - refresh came first
             return self._root
         return self._roles[name]
+
+
+def _bounded(meta: MetaFile, limit_bytes: int) -> int:
+    """Return how much to fetch at most: a length in metadata narrows our limit, it never widens it."""
+    return min(meta.length or limit_bytes, limit_bytes)
 
 
 def _check_meta(meta: MetaFile, data: bytes, what: str) -> None:

@@ -69,6 +69,7 @@ class Cause(enum.StrEnum):
     BAD_FORMAT = "bad-format"
     BAD_HASH = "bad-hash"
     TOO_LARGE = "too-large"
+    TRUNCATED = "truncated"
     MISSING = "missing"
     SLOW = "slow"
     UNAVAILABLE = "unavailable"

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 from tuf.api.metadata import MetaFile
 from update_kit import (
@@ -36,6 +37,7 @@ from hgwd.core.update import Installable, check_manifest, decide_install, entry_
 from hgwd.core.update_director import DirectorDocument, accept_document, load_document
 from hgwd.core.update_images import ImageRepository
 from wire.director import DirectorWindow, SoftwareName
+from wire.ids import RandomId
 from wire.package import Health, Manifest, Resources
 
 OLD = listed(PACKAGE, release=1, version="1.0.0")
@@ -191,6 +193,22 @@ def test_a_stored_document_of_another_enrolment_is_not_used() -> None:
 
 
 # -- both must agree ---------------------------------------------------------------------------------------------
+
+
+def test_versions_count_per_enrolment() -> None:
+    """Enrolled anew, the gateway starts again at version 1; nobody can offer it the old enrolment's documents."""
+    kit = make_kit()
+    for _ in range(3):
+        old = kit.direct()
+        accept(kit, old)
+    kit.document.version = 0
+    renewed = attrs.evolve(IDENTITY, gateway=RandomId.parse("cd" * 16))
+    first = kit.direct(gateway=renewed.gateway.text)
+    root = kit.pinned[Source.DIRECTOR]
+    assert kit.drive(accept_document(root, first, renewed, NOW_S)).version == 1
+    with pytest.raises(RefusedError) as caught:
+        kit.drive(accept_document(root, old, renewed, NOW_S))
+    assert caught.value.cause is Cause.WRONG_GATEWAY
 
 
 def test_installs_what_both_say() -> None:

@@ -37,7 +37,7 @@ from update_kit import (
 
 from hgwd.core.tuf_keys import SodiumKey, TargetFile
 from hgwd.core.update_images import ImageRepository
-from hgwd.core.update_types import Need
+from hgwd.core.update_types import SNAPSHOT_BYTES_MAX, TARGETS_BYTES_MAX, Need
 from wire.director import operator_role, shard_of, shard_role
 
 PATH = listed(PACKAGE).path
@@ -250,6 +250,25 @@ def test_refuses_an_older_timestamp_that_names_the_same_snapshot() -> None:
     look_up(kit)
     kit.served[Source.IMAGE, "timestamp.json"] = old
     assert refused(kit) is Cause.ROLLBACK
+
+
+@pytest.mark.parametrize("part", ["snapshot", "operator"])
+def test_a_length_in_metadata_never_widens_the_limit_of_memory(part: str) -> None:
+    """The holder of the online keys announces a file of a terabyte: no more is asked for than ever."""
+    kit = make_kit()
+    if part == "operator":
+        kit.snapshot.meta[OPERATOR_FILE] = MetaFile(2, 10**12)
+        kit.served[Source.IMAGE, "2.snapshot.json"] = signed_by(kit.snapshot, SNAPSHOT)
+    kit.timestamp.snapshot_meta = MetaFile(2, 10**12 if part == "snapshot" else None)
+    kit.served[Source.IMAGE, "timestamp.json"] = signed_by(kit.timestamp, TIMESTAMP)
+    limits = []
+
+    def watch(need: Need, data: bytes | None) -> bytes | None:
+        limits.append(need.max_bytes)
+        return data
+
+    refused(kit, tamper=watch)
+    assert max(limits) <= max(SNAPSHOT_BYTES_MAX, TARGETS_BYTES_MAX)
 
 
 def test_expired_timestamp_is_not_kept() -> None:
