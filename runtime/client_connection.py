@@ -76,11 +76,12 @@ class ClientConnection:
         self._heard = False
         self._eof = False
 
-    def fileno(self) -> int:
-        """The socket's descriptor."""
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The connected socket."""
         transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
         assert isinstance(transport, trio.SocketStream)  # noqa: S101 - made by HttpClient
-        return transport.socket.fileno()
+        return transport.socket
 
     async def start(self, exchange: Exchange) -> None:
         """Send the request with its body and read the answer's header into `exchange`.
@@ -139,9 +140,7 @@ class ClientConnection:
 
     def drop(self) -> None:
         """Close the socket without waiting (an idle connection that is of no more use)."""
-        transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
-        assert isinstance(transport, trio.SocketStream)  # noqa: S101 - made by HttpClient
-        transport.socket.close()
+        self.socket.close()
 
     def _head(self, exchange: Exchange, length: int | None, *, waits: bool) -> bytes:
         headers = [("host", self._authority), *exchange.request_headers.items()]

@@ -28,6 +28,8 @@ class ClientLimits:
     rate_grace_s: float = 15.0
     rate_bytes_per_s: float = 1024.0
     """Minimum rate of an upload taken and of an answer given, after the grace time."""
+    dead_path_s: int = 8
+    """A connection whose peer's kernel acknowledges nothing for so long breaks, at most a probe later (≥ 3)."""
     connections_max: int = 8
     idle_max: int = 4
     idle_s: float = 55.0

@@ -3,6 +3,8 @@
 Rules: with a pin nothing is sent before the certificate's SHA-256 was compared; TLS sessions are resumed
 between connections; a large body waits for `100 Continue`, so that a refusal costs no upload; answers are
 limited in size, rate and total time (slow retrieval); redirects are never followed, cookies never kept.
+A path that died or moved takes no kept connection with it into the next request: when one fails, all are
+dropped, and one from an address that is not ours any more is not used (`client_path`).
 Retries: only a request that is safe to repeat, only once, only when a kept connection turned out dead before
 any byte of the answer. Everything else is the caller's decision.
 """
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import select
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Self
@@ -21,6 +22,14 @@ import h11
 import trio
 
 from runtime.client_connection import ClientConnection, Exchange, StaleConnectionError
+from runtime.client_path import (
+    SourceFinder,
+    find_source,
+    has_news,
+    is_current,
+    set_dead_path_timeout,
+    set_probing,
+)
 from runtime.client_types import ClientLimits, ClientResponse, RequestBodyInput
 from runtime.errors import (
     CertificateRefusedError,
@@ -66,6 +75,7 @@ class HttpClient:
         server_name: str | None = None,
         source_address: str | None = None,
         timeouts: ClientLimits | None = None,
+        find_source: SourceFinder = find_source,
     ) -> None:
         """Describe the server; no I/O.
 
@@ -77,6 +87,7 @@ class HttpClient:
             server_name: the name to check and to send as SNI and Host; default `host`.
             source_address: local IP literal to connect from.
             timeouts: see ClientLimits.
+            find_source: says from which local address a peer would be reached now.
 
         Raises:
             LocalError: TLS without authority and without pin, or a malformed pin.
@@ -89,6 +100,7 @@ class HttpClient:
         self._pin = _parse_pin(pin_sha256)
         self._server_name = server_name or self._host
         self._source_address = source_address
+        self._find_source = find_source
         self.limits = timeouts or ClientLimits()
         self._slots = trio.Semaphore(self.limits.connections_max)
         self._idle: list[ClientConnection] = []
@@ -156,6 +168,7 @@ class HttpClient:
                     async with self._exchanged(exchange):
                         yield StreamedResponse(exchange.status, exchange.headers, exchange)
                 if scope.cancelled_caught:
+                    self._drop_idle()
                     raise Unavailable(f"{self._authority}: no whole answer within {self.limits.total_s:g} s")
         finally:
             await close_body(body)
@@ -163,16 +176,21 @@ class HttpClient:
     @contextlib.asynccontextmanager
     async def _exchanged(self, exchange: Exchange) -> AsyncIterator[None]:
         """Own the connection between the start of an exchange and its end: kept if clean, else closed."""
-        connection = await self._start(exchange)
-        keep = False
         try:
-            yield
-            keep = await connection.finish(exchange)
-        finally:
-            if keep and len(self._idle) < self.limits.idle_max:
-                self._keep(connection)
-            else:
-                await connection.close()
+            connection = await self._start(exchange)
+            keep = False
+            try:
+                yield
+                keep = await connection.finish(exchange)
+            finally:
+                if keep and len(self._idle) < self.limits.idle_max:
+                    self._keep(connection)
+                else:
+                    await connection.close()
+        except Unavailable:
+            # The kept connections share the path and the peer: each would cost its own timeout to find out.
+            self._drop_idle()
+            raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -193,6 +211,7 @@ class HttpClient:
             try:
                 return await self._start_on(kept, exchange)
             except StaleConnectionError as exc:
+                self._drop_idle()
                 if not _may_repeat(exchange):
                     raise Unavailable(f"{self._authority}: the kept connection broke: {exc}") from exc
         try:
@@ -202,6 +221,7 @@ class HttpClient:
 
     async def _start_on(self, connection: ClientConnection, exchange: Exchange) -> ClientConnection:
         try:
+            set_probing(connection.socket, on=True)
             await connection.start(exchange)
         except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
             await connection.close()
@@ -214,6 +234,7 @@ class HttpClient:
     def _keep(self, connection: ClientConnection) -> None:
         if isinstance(connection.stream, trio.SSLStream):
             self._session = connection.stream.session
+        set_probing(connection.socket, on=False)
         connection.idle_since = trio.current_time()
         self._idle.append(connection)
 
@@ -222,10 +243,18 @@ class HttpClient:
         while self._idle:
             connection = self._idle.pop()
             fresh = now - connection.idle_since < self.limits.idle_s
-            if fresh and not _has_news(connection):
+            if fresh and not has_news(connection.socket) and self._is_ours(connection):
                 return connection
             connection.drop()
         return None
+
+    def _is_ours(self, connection: ClientConnection) -> bool:
+        return is_current(connection.socket, self._source_address, self._find_source)
+
+    def _drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.drop()
 
     async def _connect(self) -> ClientConnection:
         stream = await self._open_tcp()
@@ -236,7 +265,11 @@ class HttpClient:
     async def _open_tcp(self) -> trio.SocketStream:
         try:
             with trio.fail_after(self.limits.connect_s):
-                return await trio.open_tcp_stream(self._host, self._port, local_address=self._source_address)
+                stream = await trio.open_tcp_stream(
+                    self._host, self._port, local_address=self._source_address
+                )
+                set_dead_path_timeout(stream.socket, self.limits.dead_path_s)
+                return stream
         except trio.TooSlowError as exc:
             raise Unavailable(f"{self._authority}: no connection within {self.limits.connect_s:g} s") from exc
         except OSError as exc:
@@ -298,13 +331,6 @@ def _handshake_error(authority: str, exc: BaseException) -> Unavailable | Remote
     if isinstance(cause, ssl.SSLError):
         return RemoteError(f"{authority}: TLS failed: {cause.reason or cause}", code="tls-failed")
     return Unavailable(f"{authority}: the connection broke in the TLS handshake")
-
-
-def _has_news(connection: ClientConnection) -> bool:
-    """Tell whether a kept connection has something to read: a close, or bytes nobody asked for."""
-    poller = select.poll()
-    poller.register(connection.fileno(), select.POLLIN | select.POLLRDHUP)
-    return bool(poller.poll(0))
 
 
 def _may_repeat(exchange: Exchange) -> bool:
