@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from firmware_sim.interrupt import wait_for_stop
+from firmware_sim.interrupt import stop_signals
 from firmware_sim.lab import (
     Lab,
     LabError,
@@ -87,8 +87,9 @@ def _up(options: argparse.Namespace, words: list[str]) -> int:
         _print_lab(lab, profile)
         if options.check:
             return _check(lab)
-        print("running; Ctrl-C or `firmware-sim down` ends it", flush=True)
-        wait_for_stop()
+        with stop_signals() as wait:
+            print("running; Ctrl-C or `firmware-sim down` ends it", flush=True)
+            wait()
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from firmware_sim.demo import backup_steps, carrier_steps, software_steps
 from firmware_sim.demo.report import Report
 from firmware_sim.demo.world import DemoError, World
-from firmware_sim.interrupt import wait_for_stop
+from firmware_sim.interrupt import stop_signals
 from firmware_sim.lab import LAN_GATEWAY_IPV4, LabError, LabSpec, Process, open_lab
 from firmware_sim.profile import DEFAULT_PROFILE, load_profile
 from wire.units import MIB
@@ -145,10 +145,13 @@ def _print_end(report: Report) -> None:
 def _wait(world: World) -> None:
     port = carrier_steps.ADMIN_PORT
     world.lab.publish("gw1", LAN_GATEWAY_IPV4, port, local_port=port)
-    print(f"\n  running; admin page http://127.0.0.1:{port}/, password {world.admin_password}")
-    print(f"  the NAS's network: nsenter --net=/run/netns/{world.lab.nas(1).namespace}; files: {world.root}")
-    print("  Ctrl-C ends it", flush=True)
-    wait_for_stop()
+    with stop_signals() as wait:
+        print(f"\n  running; admin page http://127.0.0.1:{port}/, password {world.admin_password}")
+        print(
+            f"  the NAS's network: nsenter --net=/run/netns/{world.lab.nas(1).namespace}; files: {world.root}"
+        )
+        print("  Ctrl-C ends it", flush=True)
+        wait()
 
 
 def _rss(process: Process) -> int | None:

@@ -37,7 +37,7 @@ class Gateway:
         self.store = MetadataStore(directory / "metadata")
         self.store.open()
         self.part = directory / "package.part"
-        self.fetch = CarrierFetch(self.client, self.store, lambda _size: None)
+        self.fetch = CarrierFetch(self.client, self.store, lambda _size, _traffic: None)
         self.trust = home.directory / "trust"
         self.key = generate_key()
         self.request = gateway.EnrolRequest(serial=kit.SERIAL, model="PR-500", maker="KI", secret=kit.SECRET)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
 
+from nas_agent.core.change import RACY_NS
 from tests.nas_agent.nas_kit import Nas
 
 
@@ -27,4 +29,5 @@ def source(tmp_path: Path) -> Path:
     generator = random.Random(7)
     for number in range(20):
         (top / f"file-{number:02}").write_bytes(generator.randbytes(50_000))
+    time.sleep(2 * RACY_NS / 1e9)  # files written in the instant they are read are read again, rightly
     return top

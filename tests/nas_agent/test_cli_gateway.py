@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import trio
 from hgwd.adapters.lan_devices import new_token
 from nas_agent.adapters.state import Gateway, StateDirectory
 from nas_agent.cli import main
+from nas_agent.core.change import RACY_NS
 from nas_agent.events import AnyEvent
 from tests.carrier.conftest import make_world
 from tests.nas_agent.gateway_kit import GatewayRig, open_gateway
@@ -108,6 +110,7 @@ def source(tmp_path: Path) -> Path:
     generator = random.Random(11)
     for number in range(5):
         (top / f"file-{number}").write_bytes(generator.randbytes(3_000_000))
+    time.sleep(2 * RACY_NS / 1e9)  # files written in the instant they are read are read again, rightly
     return top
 
 
