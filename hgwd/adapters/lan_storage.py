@@ -19,7 +19,16 @@ from hgwd.adapters.forwarder import Forwarder
 from hgwd.adapters.lan_devices import LanDevice, LanDevices
 from hgwd.adapters.relay_body import read_whole, relay_streamed
 from hgwd.adapters.spool import Offer, Spool
-from hgwd.core.relay import LAN_PREFIX, STORAGE_PREFIX, Matched, Route, headers_to_pass, match_storage_request
+from hgwd.core.relay import (
+    LAN_PREFIX,
+    STORAGE_PREFIX,
+    Matched,
+    Outage,
+    Route,
+    advance_outage,
+    headers_to_pass,
+    match_storage_request,
+)
 from hgwd.core.spool import (
     AlreadyRejected,
     AlreadyStored,
@@ -41,7 +50,6 @@ from wire.signing import SigningKey
 from wire.statement import Audience, Kind, make_statement, to_header
 from wire.storage import HEADER_GATEWAY, ID_BYTES, GatewayRelay, SessionOpened, split_ids
 
-LINE_RETRY_S: Final = 30.0
 FLASH_RETRY_S: Final = 600.0
 DRAINING_RETRY_S: Final = 1.0
 _HELD_STATUS: Final = {"quota-full": 507, "upgrade-needed": 426, "clock": 401}
@@ -73,6 +81,7 @@ class StorageRelay:
         self._key = key
         self._clock = clock
         self._count_refusal = count_refusal
+        self._outage: Outage | None = None
 
     async def handle(self, request: Request, device: LanDevice) -> Response:
         """Answer one request of `device`; the path begins with the LAN prefix of the storage protocol."""
@@ -89,11 +98,12 @@ class StorageRelay:
         try:
             return await self._dispatch(request, device, matched, path)
         except _LineDownError as error:
+            self._outage = advance_outage(self._outage, self._clock.monotonic_s())
             return self._refuse(
                 503,
                 "line-down",
                 "the storage service cannot be reached now",
-                retry_after_s=error.retry_after_s or LINE_RETRY_S,
+                retry_after_s=error.retry_after_s or self._outage.retry_after_s(),
             )
 
     async def _dispatch(self, request: Request, device: LanDevice, matched: Matched, path: str) -> Response:
@@ -283,6 +293,7 @@ class StorageRelay:
                 response = await read_whole(answer)
         except Unavailable as error:
             raise _LineDownError(str(error), retry_after_s=error.retry_after_s) from error
+        self._outage = None
         if isinstance(response.body, bytes):
             self._upstream.note_answer(response.status, response.body)
         return response

@@ -29,6 +29,10 @@ _IDS_BYTES_MAX: Final = IDS_PER_REQUEST_MAX * ID_BYTES
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 HOLD_S: Final = 60.0
+LINE_RETRY_MIN_S: Final = 1.0
+LINE_RETRY_MAX_S: Final = 15.0
+OUTAGE_GAP_S: Final = 60.0
+"""After so long without a failed request the next one begins another outage: nobody looked in between."""
 RETRY_AFTER_MAX_S: Final = 600.0
 _PASSED_HEADERS: Final = (HEADER_SESSION, "range", "content-type", "accept")
 _RETURNED_HEADERS: Final = ("content-type", "content-range", "etag", "retry-after", "accept-ranges")
@@ -181,6 +185,25 @@ def backoff_s(attempt: int, jitter: float) -> float:
     """
     ceiling_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 10))
     return ceiling_s * (0.5 + 0.5 * jitter)
+
+
+@attrs.frozen
+class Outage:
+    """Requests of the LAN that could not reach the service, from the first in a row to the last (monotonic seconds)."""
+
+    began_s: float
+    last_s: float
+
+    def retry_after_s(self) -> float:
+        """Return when to come back: after as long again as the outage has lasted, 1 to 15 s. So short ones cost little."""
+        return min(max(self.last_s - self.began_s, LINE_RETRY_MIN_S), LINE_RETRY_MAX_S)
+
+
+def advance_outage(outage: Outage | None, now_s: float) -> Outage:
+    """Return the outage that one more failure belongs to."""
+    if outage is None or now_s - outage.last_s > OUTAGE_GAP_S:
+        return Outage(now_s, now_s)
+    return Outage(outage.began_s, now_s)
 
 
 def parse_service_error(body: bytes) -> ServiceError | None:

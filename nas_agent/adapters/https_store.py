@@ -52,6 +52,8 @@ _LOCATION: Final = struct.Struct(">32sQQ")
 _LIST_BYTES_MAX: Final = 4 << 20
 _NONCE_BYTES: Final = 16
 _LINE_DOWN: Final = frozenset({"line-down"})
+_LINE_MOVED: Final = frozenset({"line-unknown"})
+"""Inside a session the service knew the line a moment ago: its prefix changed, and the registry follows."""
 
 
 @attrs.frozen
@@ -231,6 +233,7 @@ class HttpsStore:
                 headers={HEADER_SESSION: self._token, **(headers or {})},
                 max_response_bytes=max_response_bytes,
                 give_up_on=give_up_on,
+                wait_for=_LINE_MOVED,
             )
             over = isinstance(answer, Denied) and answer.status == 410
             if last or not over or self._arguments is None:

@@ -25,6 +25,8 @@ from runtime.http_client import ClientResponse
 
 _RETRY_STATUS: Final = frozenset({429, 502, 503, 504})
 FAREWELL_S: Final = 5.0
+MOVED_LINE_S: Final = 900.0
+"""How long a refusal of `wait_for` is waited for: what a carrier's registry takes to follow a line that moved."""
 
 BodyFactory = Callable[[], bytes | AsyncIterator[bytes]]
 Waiting = Callable[[str, str, float], None]
@@ -106,8 +108,11 @@ class StorageHttp:
         headers: Mapping[str, str] | None = None,
         max_response_bytes: int = 1 << 20,
         give_up_on: frozenset[str] = frozenset(),
+        wait_for: frozenset[str] = frozenset(),
     ) -> ClientResponse | Denied:
         """Send until an answer counts; a 2xx answer, a final refusal, or one with a code of `give_up_on`.
+
+        A final refusal with a code of `wait_for` is tried again too, for `MOVED_LINE_S`.
 
         Raises `Unavailable` when patience ended without any answer, `RemoteError` when the peer broke the protocol.
         """
@@ -125,9 +130,11 @@ class StorageHttp:
                     max_response_bytes=max_response_bytes,
                 )
                 answer = _judge(response)
-                if not isinstance(answer, Denied) or answer.status not in _RETRY_STATUS:
+                if not isinstance(answer, Denied) or answer.refusal.code in give_up_on:
                     return answer
-                if answer.refusal.code in give_up_on:
+                if answer.status not in _RETRY_STATUS and not (
+                    answer.refusal.code in wait_for and self._may_pass(attempt, began)
+                ):
                     return answer
                 fault = answer
             except Unavailable as error:
@@ -137,6 +144,9 @@ class StorageHttp:
             began = now if attempt == 1 else began
             if not await self._wait(fault, attempt, now - began):
                 return _give_up(fault)
+
+    def _may_pass(self, attempt: int, began: float) -> bool:
+        return attempt == 0 or self._clock.monotonic_s() - began < MOVED_LINE_S
 
     async def farewell(self, path: str, headers: Mapping[str, str]) -> None:
         """Send a DELETE once, for a few seconds; whatever comes of it is ignored."""

@@ -25,11 +25,15 @@ class Patience:
         Args:
             attempt: failures so far, ≥ 1.
             failing_for_s: seconds since the first of these failures.
-            asked_s: the peer's Retry-After; it is kept, up to `WAIT_S_MAX`.
+            asked_s: the peer's Retry-After, up to `WAIT_S_MAX`: it knows better than any back-off, so it is kept, and
+                exceeded by at most half, lest all who were told the same come back together.
             jitter: a random number in [0, 1).
         """
         if failing_for_s >= self.keep_trying_s:
             return None
-        backoff = min(FIRST_WAIT_S * 2.0 ** min(attempt - 1, _DOUBLINGS_MAX), WAIT_S_MAX)
-        wait = max(min(asked_s or 0.0, WAIT_S_MAX), backoff * (0.5 + jitter / 2))
+        if asked_s:
+            wait = min(asked_s, WAIT_S_MAX) * (1 + jitter / 2)
+        else:
+            backoff = min(FIRST_WAIT_S * 2.0 ** min(attempt - 1, _DOUBLINGS_MAX), WAIT_S_MAX)
+            wait = backoff * (0.5 + jitter / 2)
         return min(wait, self.keep_trying_s - failing_for_s)

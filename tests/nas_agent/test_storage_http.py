@@ -11,11 +11,12 @@ import pytest
 import trio
 
 from nas_agent.adapters.https_store import HttpsStore
-from nas_agent.adapters.storage_http import Denied, StorageHttp
+from nas_agent.adapters.storage_http import MOVED_LINE_S, Denied, StorageHttp
 from nas_agent.core.retry import WAIT_S_MAX, Patience
 from nas_agent.ports import Committed, Missing, Opened, PackAccepted, Refusal
 from runtime.client_types import ClientResponse
 from runtime.errors import RemoteError, Unavailable
+from tests.contract.vault_maker import ListRefs
 from wire.signing import SigningKey, generate_key
 from wire.statement import Audience, Kind, StatementClockError, open_statement
 from wire.storage import Receipt, SessionOpen, sign_receipt
@@ -319,6 +320,36 @@ async def test_a_session_without_packs_is_ended_and_a_peer_that_is_gone_does_not
     await store.close()
     assert [method for method, *_ in peer.asked] == ["POST", "DELETE"]
     await store.close()
+
+
+async def test_a_line_that_moved_inside_a_session_is_waited_for_a_while(autojump_clock) -> None:
+    """A renumbered line is unknown until the carrier's registry follows (AZK-91b); the run goes on by itself then."""
+    waits: list = []
+    store = await opened(Peer([no(403, "line-unknown")] * 4 + [answer(200, b"\1")]), waits=waits)
+    assert list(await store.have([b"a" * 32])) == [True]
+    assert [code for code, _ in waits] == ["line-unknown"] * 4
+
+
+async def test_a_line_that_stays_unknown_is_refused_in_the_end(autojump_clock) -> None:
+    store = await opened(Peer([no(403, "line-unknown")] * 100), keep_trying_s=10**6)
+    refused = await store.commit(b"root", ListRefs([]))
+    assert isinstance(refused, Refusal)
+    assert refused.code == "line-unknown"
+    assert MOVED_LINE_S <= trio.current_time() <= MOVED_LINE_S + 2 * WAIT_S_MAX
+
+
+async def test_an_unknown_line_opens_no_session_and_is_told_at_once(autojump_clock) -> None:
+    refused = await make_store(Peer([no(403, "line-unknown")])).open_session("append", "set", b"header")
+    assert isinstance(refused, Refusal)
+    assert refused.code == "line-unknown"
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.999])
+@pytest.mark.parametrize("attempt", [1, 12])
+def test_a_peer_that_says_when_is_asked_then_and_a_little_later(attempt: int, jitter: float) -> None:
+    """The gateway knows how long the line has been down; many NAS do not come back in the same moment."""
+    wait = Patience(10**6).wait_s(attempt, failing_for_s=40, asked_s=4, jitter=jitter)
+    assert wait == pytest.approx(4 + 2 * jitter)
 
 
 @pytest.mark.parametrize("attempt", range(1, 40))

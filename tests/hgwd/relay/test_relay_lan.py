@@ -235,6 +235,25 @@ async def test_a_cut_line_is_said_as_line_down_with_a_time_to_come_back(tmp_path
             assert int(answer.headers["retry-after"]) > 0
 
 
+async def test_the_time_to_come_back_follows_the_age_of_the_outage(tmp_path):
+    """A line that blinked for a second must not make a NAS sleep for half a minute."""
+    async with open_rig(tmp_path, service=FakeService(down=True)) as rig:
+        nas = await rig.pair()
+
+        async def told(after_s=0.0):
+            rig.clock.advance(after_s)
+            answer = await nas.ask("POST", "/sessions", b"statement")
+            return int(answer.headers.get("retry-after", 0))
+
+        assert [await told(), await told(1), await told(1), await told(2), await told(4)] == [1, 1, 2, 4, 8]
+        assert [await told(8), await told(15), await told(20)] == [15, 15, 15]
+        rig.service.down = False
+        assert await told(15) == 0
+        rig.service.down = True
+        assert await told(1) == 1
+        assert await told(3600) == 1, "nobody asked for an hour: this is another outage as far as we know"
+
+
 async def test_states_of_spool_and_service_are_merged_in_order(tmp_path):
     async with open_rig(tmp_path) as rig:
         nas = await rig.pair()
