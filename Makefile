@@ -40,7 +40,7 @@ bench: ## time against restic, borg and nginx; prints the tables of docs/benchma
 	@scripts/setup.sh $(LISTS) scripts/debian-packages-bench.txt
 	@[ -x build/bench/bin/borg ] || { python3.11 -m venv build/bench && build/bench/bin/pip install -q \
 	  --disable-pip-version-check --require-hashes -r requirements/bench.txt; }
-	@HGW_BENCH_BORG=build/bench/bin/borg $(PY) tests/bench/run.py $(if $(WRITE),--write)
+	@HGW_BENCH_BORG=$(CURDIR)/build/bench/bin/borg $(PY) tests/bench/run.py $(if $(WRITE),--write)
 
 requirements: setup ## docs/requirements.md from the catalogue and the IDs that tests cite
 	@$(PY) scripts/requirements_table.py
