@@ -78,11 +78,13 @@ class JointHttp:
         statement = opened(blob, Kind.GATEWAY_REPORT, GatewayReport, now_s)
         if isinstance(statement, Response):
             return self._answer(request, "report", statement)
-        line = self._line(request)
-        if isinstance(line, Response):
-            return self._answer(request, "report", line)
         if not await self.worker.run(self.nonces.spend, statement.signer, statement.nonce, now_s):
             return self._answer(request, "report", refused())
+        line = self._line(request)
+        if isinstance(line, Response):
+            known = await self.worker.run(self.gateways.is_enrolled, statement.signer)
+            unknown_line = known and line.status == 403
+            return self._answer(request, "report", line_unknown() if unknown_line else line)
         outcome = await self.worker.run(
             self.gateways.report, statement.signer, line, statement.body, blob, now_s=int(now_s)
         )
@@ -122,6 +124,12 @@ class JointHttp:
         self.requests.labels(kind, str(response.status)).inc()
         request.trace.add(outcome=response.status)
         return response
+
+
+def line_unknown() -> Response:
+    """Return the answer to an enrolled gateway whose address belongs to no line: only its signature earns a reason."""
+    message = "no access line is known for this address; IPv6 from the registered line is needed"
+    return error_response(403, "line-unknown", message)
 
 
 def refused() -> Response:

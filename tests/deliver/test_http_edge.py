@@ -8,7 +8,9 @@ import secrets
 
 import msgspec
 import pytest
+import trio
 
+from carrier.lines.tables import MAP_REFRESH_S
 from runtime.clock import SystemClock
 from runtime.http_client import HttpClient
 from runtime.tls import client_context
@@ -130,6 +132,35 @@ async def test_a_caller_without_a_line_is_refused_everywhere_but_for_public_file
         time = await client.request("POST", "/joint/v1/time", headers=forwarded, body=bytes(32))
         assert time.status == 403
         assert (await client.request("GET", "/image/metadata/timestamp.json")).status == 200
+
+
+async def test_an_enrolled_gateway_learns_that_its_line_is_unknown_and_a_stranger_does_not(
+    home, program, contracted, kit
+):
+    def report(key):
+        return make_statement(
+            key,
+            Kind.GATEWAY_REPORT,
+            Audience.JOINT,
+            now_s=SystemClock().now_s(),
+            nonce=secrets.token_bytes(16),
+            body=GatewayReport(counter=1, director_version=1, bytes_down=0),
+        )
+
+    key, url = generate_key(), "/joint/v1/reports"
+    async with kit.serving(home) as ready, gateway_client(home, ready) as client:
+        enrolled = await client.request("POST", "/joint/v1/enrol", body=enrol_statement(key, kit))
+        assert enrolled.status == 201, enrolled.body
+        stranger_here = await client.request("POST", url, body=report(generate_key()))
+        program.carrier.registry.end_prefix(kit.CUSTOMER, kit.Prefix.parse("::/64"))
+        await trio.sleep(2 * MAP_REFRESH_S)
+        used = report(key)
+        answer = await client.request("POST", url, body=used)
+        assert (answer.status, json.loads(answer.body)["code"]) == (403, "line-unknown")
+        stranger = await client.request("POST", url, body=report(generate_key()))
+        replayed = await client.request("POST", url, body=used)
+        assert stranger.body == replayed.body == stranger_here.body
+        assert (stranger.status, json.loads(stranger.body)["code"]) == (403, "refused")
 
 
 async def test_the_time_is_signed_for_the_nonce(home, program, kit):
