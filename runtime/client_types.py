@@ -28,7 +28,7 @@ class ClientLimits:
     rate_grace_s: float = 15.0
     rate_bytes_per_s: float = 1024.0
     """Minimum rate of an upload taken and of an answer given, after the grace time."""
-    dead_path_s: int = 8
+    dead_path_s: int = 7
     """A connection whose peer's kernel acknowledges nothing for so long breaks, at most a probe later (≥ 3)."""
     connections_max: int = 8
     idle_max: int = 4

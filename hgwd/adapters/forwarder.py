@@ -32,6 +32,7 @@ from hgwd.core.relay import (
     Stored,
     Verdict,
     backoff_s,
+    hold_s,
     judge_upload,
     parse_retry_after_s,
     parse_service_error,
@@ -153,7 +154,8 @@ class Forwarder:
             case Retry(reason, after_s):
                 self._pause(reason, after_s)
             case Hold(reason, error):
-                self.held[pack.session] = HeldSession(error, trio.current_time() + self._hold_s)
+                pause_s = min(self._hold_s, hold_s(reason))
+                self.held[pack.session] = HeldSession(error, trio.current_time() + pause_s)
                 self._note(pack, "pack_held", reason)
             case SessionOver(reason):
                 await self._spool.end_session(pack.session, reason)

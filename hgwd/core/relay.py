@@ -29,6 +29,8 @@ _IDS_BYTES_MAX: Final = IDS_PER_REQUEST_MAX * ID_BYTES
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 HOLD_S: Final = 60.0
+LINE_HOLD_S: Final = 15.0
+"""As `HOLD_S`, but for a line that the service does not take: its registry follows a renumbered line in minutes."""
 LINE_RETRY_MIN_S: Final = 1.0
 LINE_RETRY_MAX_S: Final = 15.0
 OUTAGE_GAP_S: Final = 60.0
@@ -126,7 +128,7 @@ class Retry:
 
 @attrs.frozen
 class Hold:
-    """The service refuses now and may accept later (quota, line assignment): keep all, ask again every `HOLD_S`."""
+    """The service refuses now and may accept later (quota, line assignment): keep all, ask again after `hold_s`."""
 
     reason: str
     error: ServiceError
@@ -154,6 +156,7 @@ class CheckLocal:
 Verdict = Stored | Retry | Hold | SessionOver | Reject | CheckLocal
 
 _HOLD_CODES: Final = frozenset({"line-unknown", "line-not-contract", "quota-full", "upgrade-needed", "clock"})
+_LINE_CODES: Final = frozenset({"line-unknown", "line-not-contract"})
 _OVER_CODES: Final = frozenset({"session-over", "not-found", "refused"})
 """`refused` to a session token: the service does not know it, whatever the line (protocols §2)."""
 
@@ -176,6 +179,11 @@ def judge_upload(status: int, error: ServiceError | None, retry_after_s: float |
     if error.code in _OVER_CODES:
         return SessionOver(error.code)
     return CheckLocal() if error.code == "bad-hash" else Reject(error.code)
+
+
+def hold_s(reason: str) -> float:
+    """Return how long a session waits that the service refuses for now."""
+    return LINE_HOLD_S if reason in _LINE_CODES else HOLD_S
 
 
 def backoff_s(attempt: int, jitter: float) -> float:

@@ -26,7 +26,8 @@ from runtime.http_client import ClientResponse
 _RETRY_STATUS: Final = frozenset({429, 502, 503, 504})
 FAREWELL_S: Final = 5.0
 MOVED_LINE_S: Final = 900.0
-"""How long a refusal of `wait_for` is waited for: what a carrier's registry takes to follow a line that moved."""
+MOVED_LINE_RETRY_S: Final = 10.0
+"""A refusal of `wait_for` is waited for so long, and asked about so often: a carrier's registry follows in minutes."""
 
 BodyFactory = Callable[[], bytes | AsyncIterator[bytes]]
 Waiting = Callable[[str, str, float], None]
@@ -160,6 +161,8 @@ class StorageHttp:
     async def _wait(self, fault: Denied | Unavailable, attempt: int, failing_for_s: float) -> bool:
         """Sleep before the next attempt; False when patience is over."""
         asked = fault.retry_after_s if isinstance(fault, Unavailable) else fault.refusal.retry_after_s
+        if isinstance(fault, Denied) and fault.status not in _RETRY_STATUS:
+            asked = asked or MOVED_LINE_RETRY_S
         wait_s = self._patience.wait_s(
             attempt, failing_for_s=failing_for_s, asked_s=asked, jitter=self._random.random()
         )

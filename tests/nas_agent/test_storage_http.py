@@ -328,6 +328,7 @@ async def test_a_line_that_moved_inside_a_session_is_waited_for_a_while(autojump
     store = await opened(Peer([no(403, "line-unknown")] * 4 + [answer(200, b"\1")]), waits=waits)
     assert list(await store.have([b"a" * 32])) == [True]
     assert [code for code, _ in waits] == ["line-unknown"] * 4
+    assert max(wait_s for _, wait_s in waits) <= 15
 
 
 async def test_a_line_that_stays_unknown_is_refused_in_the_end(autojump_clock) -> None:

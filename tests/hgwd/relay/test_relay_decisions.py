@@ -10,6 +10,7 @@ from hgwd.core import admin_login
 from hgwd.core.addresses import is_lan_address, parse_address, why_not_listen
 from hgwd.core.admin_login import LoginGate, csrf_matches
 from hgwd.core.relay import (
+    LINE_HOLD_S,
     LINE_RETRY_MAX_S,
     CheckLocal,
     Hold,
@@ -22,6 +23,7 @@ from hgwd.core.relay import (
     backoff_s,
     headers_to_pass,
     headers_to_return,
+    hold_s,
     judge_upload,
     match_storage_request,
     parse_retry_after_s,
@@ -136,6 +138,10 @@ def test_a_page_that_is_no_error_of_ours_never_costs_a_pack():
     for body in (b"<html>captive portal</html>", b"", b"{}", b"\xff", b"[" * 100_000):
         assert parse_service_error(body) is None
         assert isinstance(judge_upload(403, parse_service_error(body), None), Retry)
+
+
+def test_a_line_that_is_not_taken_is_asked_about_sooner_than_a_full_quota():
+    assert hold_s("line-unknown") == hold_s("line-not-contract") == LINE_HOLD_S < hold_s("quota-full")
 
 
 def test_retry_after_is_kept_within_bounds():
