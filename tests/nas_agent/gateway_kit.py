@@ -51,10 +51,12 @@ class Line:
     real: StorageUpstream
     down: bool = False
     packs_until_cut: int | None = None
+    failures: int = 0
 
     @contextlib.asynccontextmanager
     async def ask(self, *arguments, **options):
         if self.down:
+            self.failures += 1
             raise Unavailable("the line is cut")
         async with self.real.ask(*arguments, **options) as answer:
             yield answer
@@ -63,6 +65,7 @@ class Line:
         if self.packs_until_cut == 0:
             self.down = True
         if self.down:
+            self.failures += 1
             raise Unavailable("the line is cut")
         if self.packs_until_cut is not None:
             self.packs_until_cut -= 1

@@ -243,6 +243,25 @@ async def test_with_the_line_down_from_the_start_the_cause_is_said(paired: Nas, 
     assert {event["code"] for event in events if event["event"] == "waiting"} == {"line-down"}
 
 
+async def test_a_line_that_is_down_for_a_second_costs_three_at_most(paired: Nas, source: Path) -> None:
+    paired.gateway.line.down = True
+
+    async def mend() -> None:
+        while not paired.gateway.line.failures:
+            await trio.sleep(0.01)
+        await trio.sleep(1)
+        paired.gateway.line.down = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mend)
+        code, events = await paired.run("backup", str(source))
+    waits = [
+        event["wait_s"] for event in events if event["event"] == "waiting" and event["code"] == "line-down"
+    ]
+    assert (code, events[-1]["state"]) == (0, "durable")
+    assert 1 <= sum(waits) <= 3
+
+
 async def test_a_gateway_at_another_address_is_the_same_vault(paired: Nas, source: Path) -> None:
     await paired.run("backup", str(source))
     state = StateDirectory(paired.home / "state")
