@@ -183,6 +183,12 @@ def _boot(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _demo(options: argparse.Namespace, words: list[str]) -> int:
+    if os.geteuid() != 0:
+        text = (
+            "demo: delivered software gets a user and a cgroup of its own: run it as root (`up` runs without)"
+        )
+        print(text, file=sys.stderr)
+        return 2
     ensure_rights("firmware_sim.cli", words)
     demo = importlib.import_module("firmware_sim.demo")
     return int(demo.run_demo(options.dir, keep=options.keep))

@@ -58,11 +58,16 @@ def make_source(target: Path, *, version: str = VERSION, release: int = 1) -> Pa
 
 def await_install(world: World, step: Step) -> None:
     """Wait until the gateway has verified, installed and started it, and the carrier has the signed report."""
-    wait_until(
-        "the software active on the gateway",
-        lambda: any(item.get("state") == "Active" for item in _softwares(world)),
-        INSTALL_TIMEOUT_S,
-    )
+
+    def active() -> bool:
+        for item in _softwares(world):
+            if item.get("fault"):
+                raise DemoError(f"the gateway reports fault {item['fault']} for {item.get('software')}")
+            if item.get("state") == "Active":
+                return True
+        return False
+
+    wait_until("the software active on the gateway", active, INSTALL_TIMEOUT_S)
     step.note("director and image repository verified, installed in a slot, started isolated, healthy")
 
     def reported() -> bool:

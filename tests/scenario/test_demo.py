@@ -57,3 +57,15 @@ def test_a_report_with_a_failed_step_is_never_verified() -> None:
     assert not report.verified
     assert report.steps[1].failure == "broken"
     assert "FAILED" in report.out.getvalue()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user, which only root can")
+def test_without_root_one_sentence_says_why_not(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from firmware_sim.cli import main; os.setgid(65534); os.setuid(65534); "
+        f"sys.exit(main(['demo', '--dir', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "run it as root" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
