@@ -13,7 +13,7 @@ from pathlib import Path
 from deliver.app import ROLES, parse_roles, serve
 from deliver.commands.admin import add_admin_commands
 from deliver.commands.operator import add_operator_commands
-from deliver.config import CONFIG_NAME, DeliverConfig, load_home, parse_listen
+from deliver.config import CONFIG_NAME, DeliverConfig, check_files, load_home, parse_listen
 from deliver.services.setup import make_carrier
 from runtime.clock import SystemClock
 from runtime.config import check_config
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_init(arguments: argparse.Namespace) -> int:
     """Make everything in an empty directory and say what was made."""
-    for listen in (arguments.gateway_listen, arguments.operator_listen, arguments.metrics_listen):
-        parse_listen(listen)
+    for key in ("gateway_listen", "operator_listen", "metrics_listen"):
+        parse_listen(getattr(arguments, key), f"--{key.replace('_', '-')}")
     config = DeliverConfig(
         gateway_listen=arguments.gateway_listen,
         operator_listen=arguments.operator_listen,
@@ -80,11 +80,12 @@ def run_init(arguments: argparse.Namespace) -> int:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until asked to stop."""
+    roles = parse_roles(arguments.roles)
+    home = load_home(arguments.config)
+    check_files(home)
     if arguments.check_config:
         path = arguments.config
         return check_config(path / CONFIG_NAME if path.is_dir() else path, DeliverConfig)
-    roles = parse_roles(arguments.roles)
-    home = load_home(arguments.config)
 
     async def start(service: Service) -> None:
         await serve(home, roles, service)

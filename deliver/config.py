@@ -17,7 +17,9 @@ from runtime.errors import ConfigError
 from wire.director import POLL_S_MAX, POLL_S_MIN
 
 CONFIG_NAME: Final = "deliver.toml"
+PORT_MAX: Final = 65_535
 _LISTEN: Final = r"^\[[0-9a-fA-F:.]*\]:[0-9]{1,5}$"
+_DATABASE: Final = r"^(sqlite:///|postgresql(\+[a-z0-9]+)?://)."
 _Listen = Annotated[str, msgspec.Meta(pattern=_LISTEN)]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -25,7 +27,7 @@ _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 class DeliverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of `deliver.toml`. Listeners are IPv6, written `[address]:port`; port 0 lets the kernel choose."""
 
-    database: Annotated[str, msgspec.Meta(min_length=1)] = "sqlite:///state/carrier.db"
+    database: Annotated[str, msgspec.Meta(pattern=_DATABASE)] = "sqlite:///state/carrier.db"
     blobs: Annotated[str, msgspec.Meta(pattern="^file://.+")] = "file://state/blobs"
     public_dir: _Path = "public"
     staging_dir: _Path = "state/staging"
@@ -78,12 +80,34 @@ class Home:
 def load_home(path: Path) -> Home:
     """Read a configuration file, or `deliver.toml` of a directory; raises `ConfigError`."""
     file = path / CONFIG_NAME if path.is_dir() else path
-    return Home(file.resolve().parent, load_config(file, DeliverConfig))
+    config = load_config(file, DeliverConfig)
+    for key in ("gateway_listen", "operator_listen", "metrics_listen"):
+        try:
+            parse_listen(getattr(config, key), key)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
+    return Home(file.resolve().parent, config)
 
 
-def parse_listen(value: str) -> tuple[str, int]:
-    """Return (host, port) of `[address]:port`; raises `ConfigError`."""
+def check_files(home: Home) -> None:
+    """Raise `ConfigError` naming the key of the first file or directory that serving needs and that is not there."""
+    for key in ("tls_cert_file", "tls_key_file", "receipt_cert_file", "service_root_file"):
+        path = home.path(getattr(home.config, key))
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{key}: expected a readable file, got {error.strerror}: {path}") from error
+    for key in ("online_keys_dir", "public_dir"):
+        path = home.path(getattr(home.config, key))
+        if not path.is_dir():
+            raise ConfigError(f"{key}: expected a directory, got {path}")
+
+
+def parse_listen(value: str, key: str = "listen address") -> tuple[str, int]:
+    """Return (host, port) of `[address]:port`, port 0 to 65535; raises `ConfigError` naming `key`."""
     match = re.fullmatch(r"\[([0-9a-fA-F:.]*)\]:([0-9]{1,5})", value)
-    if match is None or int(match[2]) > 65535:
-        raise ConfigError(f"listen address: expected [IPv6 address]:port, got {value[:80]!r}")
+    if match is None or int(match[2]) > PORT_MAX:
+        raise ConfigError(
+            f"{key}: expected [IPv6 address]:port with a port of 0 to {PORT_MAX}, got {value[:80]!r}"
+        )
     return match[1] or "::", int(match[2])

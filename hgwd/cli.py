@@ -16,7 +16,7 @@ import msgspec
 
 from hgwd.adapters.control import SOCKET_FILE, ControlAnswer, ControlRequest, ask_control
 from hgwd.adapters.wan import read_wan_prefixes
-from hgwd.config import CONFIG_PATH_DEFAULT, HgwdConfig, check_listeners, load_hgwd_config
+from hgwd.config import CONFIG_PATH_DEFAULT, HgwdConfig, check_files, check_listeners, load_hgwd_config
 from hgwd.errors import HgwdError, LocalUseError
 from runtime.errors import ConfigError, LocalError
 
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     config = load_hgwd_config(options.config)
     check_listeners(config, read_wan_prefixes(config.gateway.wan_interface))
+    check_files(config)
 
     from hgwd.daemon import run_daemon
     from runtime.config import describe
@@ -86,6 +87,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
     config = load_hgwd_config(options.config)
     check_listeners(config, read_wan_prefixes(config.gateway.wan_interface))
+    check_files(config)
     print(msgspec.json.format(msgspec.json.encode(describe(config))).decode())
     return EXIT_OK
 

@@ -140,6 +140,25 @@ def lan_prefixes(config: HgwdConfig) -> tuple[Network, ...]:
         raise ConfigError(f"lan.prefixes: expected prefixes such as 2001:db8:1::/64: {error}") from error
 
 
+def check_files(config: HgwdConfig) -> None:
+    """Raise `ConfigError` naming the key of the first file that is needed to run and cannot be read."""
+    needed = [
+        ("carrier.ca_file", config.carrier.ca_file),
+        ("admin.password_file", config.admin.password_file),
+    ]
+    if config.update.enabled:
+        needed += [
+            ("gateway.device_secret_file", config.gateway.device_secret_file),
+            ("carrier.image_root_file", config.carrier.image_root_file),
+            ("carrier.director_root_file", config.carrier.director_root_file),
+        ]
+    for key, path in needed:
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{key}: expected a readable file, got {error.strerror}: {path}") from error
+
+
 def check_listeners(config: HgwdConfig, wan_prefixes: Sequence[Network]) -> None:
     """Raise `ConfigError` when a listener would stand on the WAN side (CVE-2024-47044 of like gateways)."""
     hosts = [("lan.host", config.lan.host), ("admin.host", config.admin.host)]

@@ -10,7 +10,8 @@ import attrs
 from hgwd.adapters.enrol import EnrolRequest
 from hgwd.adapters.state import GatewayState
 from hgwd.config import HgwdConfig
-from hgwd.core.update_types import ROOT_BYTES_MAX
+from hgwd.core.update_metadata import load_root
+from hgwd.core.update_types import ROOT_BYTES_MAX, RefusedError
 from hgwd.update_service import UpdateService, UpdateSettings
 from runtime.client_types import ClientLimits
 from runtime.clock import Clock
@@ -68,9 +69,13 @@ def _client(config: HgwdConfig, *, ignore_dates: bool) -> HttpClient:
 def _root(key: str, path: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
-            return file.read(ROOT_BYTES_MAX)
+            data = file.read(ROOT_BYTES_MAX)
+        load_root(data, None, path)
     except OSError as error:
         raise ConfigError(f"{key}: expected a readable TUF root, got {error.strerror}: {path}") from error
+    except RefusedError as error:
+        raise ConfigError(f"{key}: expected a TUF root signed by its own keys: {error.message}") from error
+    return data
 
 
 def _secret(path: str) -> bytes:

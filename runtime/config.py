@@ -159,6 +159,8 @@ def _describe_type(node: Any) -> str:
         (msgspec.inspect.LiteralType, lambda t: "one of " + ", ".join(map(repr, t.values))),
         (msgspec.inspect.EnumType, lambda t: "one of " + ", ".join(repr(member.value) for member in t.cls)),
         (msgspec.inspect.ListType, lambda t: f"a list{_lengths(t, 'items')}"),
+        (msgspec.inspect.VarTupleType, lambda t: f"a list{_lengths(t, 'items')}"),
+        (msgspec.inspect.DictType, lambda _t: "a table"),
         (msgspec.inspect.StructType, lambda _t: "a table"),
     ]
     for known, describer in describers:

@@ -13,17 +13,21 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from deliver.signing.director import make_director_root
+from deliver.signing.tuf import encode
 from hgwd.adapters.control import serve_control
 from hgwd.cli import main
 from hgwd.config import load_hgwd_config
 from hgwd.daemon import carrier_client
 from runtime.errors import Unavailable
 from runtime.tls import make_self_signed
+from wire.signing import generate_key
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
@@ -180,8 +184,10 @@ def test_a_daemon_at_work(config, tmp_path):
 def test_both_halves_together_start_without_a_carrier_within_the_memory_budget(config, tmp_path):
     (tmp_path / "device-secret").write_text("ab" * 32)
     (tmp_path / "device-secret").chmod(0o600)
+    key = generate_key()
+    root = make_director_root([key, generate_key()], key.public, [key.public], now_s=time.time())
     for name in ("image-root.json", "director-root.json"):
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).write_bytes(encode(root))
     path = write_config(
         tmp_path, changes=[("update", "enabled = true"), ("update", f'software_dir = "{tmp_path}/software"')]
     )
