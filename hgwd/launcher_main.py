@@ -18,6 +18,7 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -48,6 +49,7 @@ from hgwd.sandbox.confine import find_interpreter
 from hgwd.sandbox.packages import Packages, Places
 from hgwd.sandbox.probe import probe_barriers
 from hgwd.sandbox.users import PackageUsers
+from runtime.errors import ConfigError
 from runtime.files import make_dirs
 from wire.director import SoftwareName
 from wire.errors import WireError
@@ -164,14 +166,31 @@ def listen(path: Path, client_uid: int) -> socket.socket:
     finally:
         os.umask(old_mask)
     if os.geteuid() == 0:
-        os.chown(path, client_uid, -1)
+        os.chown(path, client_uid, -1, follow_symlinks=False)
     listener.listen(CLIENTS_MAX)
     return listener
+
+
+def check_directory(path: Path) -> None:
+    """Raise `ConfigError` if others than root could put something else at `path`: `listen` changes its owner."""
+    status = path.parent.stat()
+    foreign = status.st_uid not in {0, os.geteuid()}
+    loose = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    if foreign or loose:
+        raise ConfigError(
+            f"--socket: expected a directory that only root can write to, got {path.parent} "
+            f"(owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o})"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the launcher until SIGTERM or SIGINT. Returns the exit code."""
     options = _parse(arguments)
+    try:
+        check_directory(options.socket)
+    except ConfigError as error:
+        sys.stderr.write(f"hgwd-launcher: {error}\n")
+        return ConfigError.exit_code
     state_dir: Path = options.state_dir
     for directory in (state_dir, state_dir / "data", state_dir / "logs"):
         make_dirs(directory, mode=0o700)

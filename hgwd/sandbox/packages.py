@@ -247,7 +247,9 @@ class Packages:
 
     def _read_manifest(self, name: SoftwareName, slot: str) -> Manifest:
         below = ("slots", directory_name(name), slot, "manifest.json")
-        fd = open_below(self._places.software_dir, below, os.O_RDONLY)
+        fd = open_below(
+            self._places.software_dir, below, os.O_RDONLY | os.O_NONBLOCK
+        )  # a pipe must not hold us
         with os.fdopen(fd, "rb") as file:
             manifest = parse_manifest(file.read(MANIFEST_BYTES_MAX + 1))
         found = f"{manifest.operator}/{manifest.software}"

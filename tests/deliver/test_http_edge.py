@@ -121,6 +121,7 @@ async def test_a_statement_out_of_its_minute_is_answered_with_the_time(home, pro
 
 
 async def test_a_caller_without_a_line_is_refused_everywhere_but_for_public_files(home, program, kit):
+    kit.add_line(program, prefix="2001:db8::/64")
     async with kit.serving(home) as ready, gateway_client(home, ready) as client:
         enrol = await client.request("POST", "/joint/v1/enrol", body=enrol_statement(generate_key(), kit))
         time = await client.request("POST", "/joint/v1/time", body=bytes(32))

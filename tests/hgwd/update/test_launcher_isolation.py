@@ -349,3 +349,47 @@ def test_declines_every_other_request(
         assert isinstance(parse_answer(client.socket.recv(MESSAGE_BYTES_MAX)), Declined)
     else:
         assert isinstance(client.start("no/such"), Declined)
+
+
+@needs_root
+@pytest.mark.parametrize("loose", ["owned by hgwd's user", "writable by all"])
+def test_the_launcher_listens_only_where_root_alone_can_put_things(tmp_path: Path, loose: str) -> None:
+    """It gives its socket to hgwd's user: in that user's directory a symbolic link could take the socket's place."""
+    place = tmp_path / "run"
+    place.mkdir()
+    if loose == "writable by all":
+        place.chmod(0o777)
+    else:
+        os.chown(place, 65_534, -1)
+    command = [
+        sys.executable,
+        "-m",
+        "hgwd.launcher_main",
+        "--socket",
+        str(place / "s"),
+        "--client-uid",
+        "65534",
+    ]
+    command += ["--software-dir", str(tmp_path / "software"), "--state-dir", str(tmp_path / "launcher")]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("hgwd-launcher: --socket: expected a directory that only root can write to")
+    assert done.stderr.count("\n") == 1
+    assert list(place.iterdir()) == []
+
+
+@needs_root
+def test_a_pipe_in_place_of_a_manifest_does_not_hold_the_launcher(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    try:
+        slot = client.software_dir / "slots" / "mimamori+sensor" / "a"
+        slot.mkdir(parents=True)
+        os.mkfifo(slot / "manifest.json")
+        client.socket.settimeout(5)
+        answer = client.start()
+        assert isinstance(answer, Declined)
+        assert answer.fault in {Fault.CORRUPT, Fault.BARRIER_MISSING}
+    finally:
+        client.close()

@@ -234,6 +234,23 @@ async def test_endless_metadata_is_refused_at_its_limit(tmp_path: Path) -> None:
     assert caught.value.cause is Cause.TOO_LARGE
 
 
+@pytest.mark.parametrize("over_bytes", [0, 1])
+async def test_metadata_may_be_as_long_as_asked_for_and_not_a_byte_longer(
+    tmp_path: Path, over_bytes: int
+) -> None:
+    async def serve(stream: trio.SocketStream, request: str) -> None:
+        await stream.send_all(ok(b"x" * (TIMESTAMP_BYTES_MAX + over_bytes)))
+
+    async with serving(serve) as server, rig(tmp_path, server) as it:
+        need = Need(Source.IMAGE, "timestamp.json", TIMESTAMP_BYTES_MAX)
+        if not over_bytes:
+            assert await it.fetch._need(need) == b"x" * TIMESTAMP_BYTES_MAX
+            return
+        with pytest.raises(RefusedError) as caught:
+            await it.fetch._need(need)
+    assert caught.value.cause is Cause.TOO_LARGE
+
+
 async def trickle(stream: trio.SocketStream, request: str) -> None:
     await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3072000\r\n\r\n")
     while True:
