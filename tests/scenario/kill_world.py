@@ -11,6 +11,8 @@ import json
 import os
 import random
 import secrets
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,7 +21,8 @@ from pathlib import Path
 
 import attrs
 
-from firmware_sim.lab import Lab, LabSpec, Process, open_lab
+from firmware_sim.lab import HEALTHY, Lab, LabSpec, LineFaults, Process, open_lab
+from nas_agent.ports import PACK_UNKNOWN
 from wire.vault.frame import parse_frame_header
 from wire.vault.pack import verify_pack
 
@@ -31,6 +34,7 @@ PACK_BYTES_MAX = 5 << 20  # 4 MiB of frames and their trailer
 START_TIMEOUT_S = 30.0
 RUN_TIMEOUT_S = 90.0
 WAIT_FOR_BACKUP_S = 1.5
+SLOW_LINE_BITS_PER_S = 40_000_000
 VICTIMS = ("agent", "hgwd", "gateway", "deliver")
 
 HGWD_TOML = """\
@@ -69,6 +73,7 @@ class World:
     deliver: Process
     hgwd: Process
     kills: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(VICTIMS, 0))
+    kills_under_way: int = 0
 
     @property
     def source(self) -> Path:
@@ -106,11 +111,50 @@ class World:
         assert subprocess.run(judge, capture_output=True, check=True).stdout == b""
         subprocess.run(["rm", "-rf", str(target)], check=True)
 
+    def assert_generations_are_whole(self) -> None:
+        """Let the agent read and check every byte of every generation that is kept, those in the trash left out."""
+        passphrase = ["--passphrase-file", self.root / "passphrase"]
+        nas = self.lab.nas(1)
+        listed = nas.run(self.agent("list", *passphrase), timeout_s=RUN_TIMEOUT_S, env=environment())
+        events = [json.loads(line) for line in listed.stdout.decode().splitlines()]
+        generations = [event for event in events if event["event"] == "generation"]
+        names = [event["generation"] for event in generations if not event["in_trash"]]
+        assert names
+        for name in names:
+            verify = self.agent("verify", name, *passphrase)
+            nas.run(verify, timeout_s=RUN_TIMEOUT_S, env=environment())
+
+    def packs_are_under_way(self) -> bool:
+        """Say whether a pack is just being received, waits in the spool or is on its way to the carrier."""
+        places = ("gateway/spool/parts", "gateway/spool/packs", "carrier/state/blobs/incoming")
+        return any(any((self.root / place).iterdir()) for place in places)
+
+    def lost_packs(self) -> int:
+        """Return how many packs the gateway acknowledged and then could not pass on."""
+        database = self.root / "gateway" / "state" / "relay.sqlite"
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as rows:
+            (count,) = rows.execute("SELECT count(*) FROM pack WHERE state = ?", (PACK_UNKNOWN,)).fetchone()
+        return int(count)
+
+    def acknowledged_bytes(self, program: str) -> int:
+        """Return the pack bytes that all runs of `hgwd` or `deliver` took and acknowledged, by their request logs."""
+        total = 0
+        for log in (self.root / "logs").glob(f"*-{program}.log"):
+            for line in log.read_text("utf-8", "replace").splitlines():
+                if '"request"' in line and line.endswith("}"):
+                    entry = json.loads(line)
+                    taken = entry["method"] == "PUT" and entry["status"] in {200, 201, 202}
+                    total += entry["received_bytes"] if taken else 0
+        return total
+
     def kill_and_restart(self, victim: str, backup: Process) -> None:
-        """Kill one program at once (`gateway`: cut the whole machine's power); a daemon starts again on what it left."""
-        self.kills[victim] += 1
+        """Kill one program at once (`gateway`: cut the whole machine's power); a daemon starts again on what it left.
+
+        An agent that had ended by itself is not counted.
+        """
         if victim == "agent":
-            backup.kill()
+            if not backup.alive or backup.kill() != -signal.SIGKILL:
+                return
         elif victim in {"hgwd", "gateway"}:
             if victim == "hgwd":
                 self.hgwd.kill()
@@ -120,6 +164,7 @@ class World:
         else:
             self.deliver.kill()
             self.deliver = start_deliver(self.lab, self.root)
+        self.kills[victim] += 1
 
 
 def environment() -> dict[str, str]:
@@ -277,12 +322,16 @@ def kill_during_backup(world: World, dice: random.Random, *, within_s: float) ->
     A backup that only waits then (the gateway tells it to come back in half a minute) is the second victim.
     """
     victim = dice.choice(VICTIMS)
+    # A slow line stretches the transfer, so that many kills fall into it.
+    world.lab.set_faults(1, LineFaults(rate_bits_per_s=SLOW_LINE_BITS_PER_S))
     backup = world.start_backup()
     deadline = time.monotonic() + dice.uniform(0, within_s)
     while time.monotonic() < deadline and backup.alive:
         time.sleep(0.002)
     before = sum(world.kills.values())
+    world.kills_under_way += world.packs_are_under_way()
     world.kill_and_restart(victim, backup)
+    world.lab.set_faults(1, HEALTHY)
     grace = time.monotonic() + WAIT_FOR_BACKUP_S
     while time.monotonic() < grace and backup.alive:
         time.sleep(0.005)
@@ -297,6 +346,7 @@ class PackAudit:
 
     root: Path
     frames: int = 0
+    stored_bytes: int = 0
     again_bytes: int = 0
     _packs: set[str] = attrs.field(factory=set)
     _chunks: set[bytes] = attrs.field(factory=set)
@@ -313,6 +363,7 @@ class PackAudit:
             name = path.name.partition("-")[0]
             if name not in self._packs:
                 self._packs.add(name)
+                self.stored_bytes += path.stat().st_size
                 self._look_into(name, path.read_bytes())
         return self.again_bytes - before
 
