@@ -120,8 +120,12 @@ class LineMap:
 
     def gateway_on_line(self, key: bytes, line_id: int, now_s: float) -> bool:
         """Say whether this gateway key is enrolled on the line under a contract that runs now."""
+        return self.knows_gateway(key, now_s) and self.gateways[key].line_id == line_id
+
+    def knows_gateway(self, key: bytes, now_s: float) -> bool:
+        """Say whether this gateway key is enrolled anywhere under a contract that runs now."""
         row = self.gateways.get(key)
-        return row is not None and row.line_id == line_id and row.valid_from <= now_s < row.valid_to
+        return row is not None and row.valid_from <= now_s < row.valid_to
 
 
 def authenticate(line_map: LineMap, peer_address: str, *, now_s: float, map_age_s: float) -> Line | Refusal:

@@ -146,6 +146,10 @@ class LineDirectory:
         """Say whether a gateway key is enrolled on the line under a running contract."""
         return self._map.gateway_on_line(key, line_id, self._clock.now_s())
 
+    def knows_gateway(self, key: bytes) -> bool:
+        """Say whether a running contract binds this gateway key, whatever line it speaks from."""
+        return self._map.knows_gateway(key, self._clock.now_s())
+
     @property
     def age_s(self) -> float:
         """Seconds since the database last confirmed the map; infinite before the first time."""

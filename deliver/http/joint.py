@@ -78,13 +78,14 @@ class JointHttp:
         statement = opened(blob, Kind.GATEWAY_REPORT, GatewayReport, now_s)
         if isinstance(statement, Response):
             return self._answer(request, "report", statement)
+        line = self._line(request)
+        known = isinstance(line, Line) or self.lines.knows_gateway(statement.signer)
+        if isinstance(line, Response) and not known:
+            return self._answer(request, "report", line)
         if not await self.worker.run(self.nonces.spend, statement.signer, statement.nonce, now_s):
             return self._answer(request, "report", refused())
-        line = self._line(request)
         if isinstance(line, Response):
-            known = await self.worker.run(self.gateways.is_enrolled, statement.signer)
-            unknown_line = known and line.status == 403
-            return self._answer(request, "report", line_unknown() if unknown_line else line)
+            return self._answer(request, "report", line_unknown() if line.status == 403 else line)
         outcome = await self.worker.run(
             self.gateways.report, statement.signer, line, statement.body, blob, now_s=int(now_s)
         )

@@ -58,10 +58,6 @@ class GatewayService:
             self.documents.publish_pending(now_s=now_s)
         return outcome
 
-    def is_enrolled(self, key: bytes) -> bool:
-        """Say whether a running contract binds this gateway key, whatever line it speaks from."""
-        return self.registry.find_gateway(key) is not None
-
     def report(
         self, key: bytes, line: Line, report: GatewayReport, statement: bytes, *, now_s: int
     ) -> ReportStored | ReportRefused:

@@ -24,6 +24,7 @@ from carrier.lines.tables import AccessType, Region
 from deliver.app import Program, open_program, serve
 from deliver.config import DeliverConfig, Home, load_home
 from deliver.domain.pricing import Measured
+from deliver.engines.schema import joint_nonce
 from deliver.services.gateways import GatewayService
 from deliver.services.operator_metadata import make_target_file
 from deliver.services.operators import add_operator, find_operator, sign_shards
@@ -235,6 +236,12 @@ def dump(program):
     public = program.home.directory / "public"
     files = {str(p.relative_to(public)): p.read_bytes() for p in sorted(public.rglob("*")) if p.is_file()}
     return rows, files
+
+
+def nonces(program):
+    """The nonces kept, each by the key that spent it."""
+    with program.database.read() as connection:
+        return sorted(map(tuple, connection.execute(joint_nonce.select()).all()))
 
 
 def staged(program):

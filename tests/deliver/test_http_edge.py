@@ -158,7 +158,9 @@ async def test_an_enrolled_gateway_learns_that_its_line_is_unknown_and_a_strange
         used = report(key)
         answer = await client.request("POST", url, body=used)
         assert (answer.status, json.loads(answer.body)["code"]) == (403, "line-unknown")
+        before = kit.nonces(program)
         stranger = await client.request("POST", url, body=report(generate_key()))
+        assert kit.nonces(program) == before, "a stranger without a line fills no table"
         replayed = await client.request("POST", url, body=used)
         assert stranger.body == replayed.body == stranger_here.body
         assert (stranger.status, json.loads(stranger.body)["code"]) == (403, "refused")
