@@ -173,7 +173,10 @@ def listen(path: Path, client_uid: int) -> socket.socket:
 
 def check_directory(path: Path) -> None:
     """Raise `ConfigError` if others than root could put something else at `path`: `listen` changes its owner."""
-    status = path.parent.stat()
+    try:
+        status = path.parent.stat()
+    except OSError as error:
+        raise ConfigError(f"--socket: expected a directory, got {error.strerror}: {path.parent}") from error
     foreign = status.st_uid not in {0, os.geteuid()}
     loose = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
     if foreign or loose:
