@@ -252,6 +252,19 @@ def test_refuses_an_older_timestamp_that_names_the_same_snapshot() -> None:
     assert refused(kit) is Cause.ROLLBACK
 
 
+def test_refuses_a_timestamp_that_goes_back_to_an_older_snapshot_of_the_same_files() -> None:
+    """TUF 5.4.3: nothing below the snapshot tells the two apart, so the timestamp has to."""
+    kit = make_kit()
+    kit.snapshot.version += 1
+    kit.timestamp.version += 1
+    kit.sign_image()
+    look_up(kit)
+    kit.timestamp.version += 1
+    kit.timestamp.snapshot_meta = MetaFile(kit.snapshot.version - 1)
+    kit.served[Source.IMAGE, "timestamp.json"] = signed_by(kit.timestamp, TIMESTAMP)
+    assert refused(kit) is Cause.ROLLBACK
+
+
 @pytest.mark.parametrize("part", ["snapshot", "operator"])
 def test_a_length_in_metadata_never_widens_the_limit_of_memory(part: str) -> None:
     """The holder of the online keys announces a file of a terabyte: no more is asked for than ever."""
