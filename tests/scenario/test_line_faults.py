@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from carrier.lines.tables import MAP_REFRESH_S
 from firmware_sim.lab import HEALTHY, Cut, LineFaults, has_rights
 from tests.scenario.kill_world import (
     CUSTOMER,
@@ -34,8 +35,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-def admin(world: World, *words: str) -> str:
-    return run_here("deliver.cli", "admin", "--config", world.root / "carrier", *words)
+def change_prefix(world: World, verb: str, prefix: object) -> None:
+    """Tell the carrier, and wait until its running server has read the registry again."""
+    run_here(
+        "deliver.cli", "admin", "--config", world.root / "carrier", "prefix", verb, CUSTOMER, str(prefix)
+    )
+    time.sleep(4 * MAP_REFRESH_S)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +115,8 @@ def test_a_backup_whose_line_is_renumbered_meanwhile_resumes_by_itself(
         new = world.lab.renumber(1).prefix
         assert wait_for_line(world, "refused", timeout_s=20)["reason"] == "line-unknown"
         assert backup.alive, backup.output()
-        admin(world, "prefix", "end", CUSTOMER, str(old))
-        admin(world, "prefix", "add", CUSTOMER, str(new))
+        change_prefix(world, "end", old)
+        change_prefix(world, "add", new)
     finally:
         world.lab.set_faults(1, HEALTHY)
     assert backup.wait(RUN_TIMEOUT_S) == 0, backup.output()
@@ -124,11 +129,11 @@ def test_a_prefix_that_the_carrier_ended_is_refused_and_a_new_one_works(
 ) -> None:
     """AZK-91b: the line is the credential; a valid device on an unknown line is told exactly that."""
     change_source(world.source, seeded_random, files=2, size_bytes=10_000)
-    admin(world, "prefix", "end", CUSTOMER, str(world.lab.addresses(1).prefix))
+    change_prefix(world, "end", world.lab.addresses(1).prefix)
     assert_refused_for_its_line(world)
     new = world.lab.renumber(1).prefix
     assert_refused_for_its_line(world)
-    admin(world, "prefix", "add", CUSTOMER, str(new))
+    change_prefix(world, "add", new)
     world.finish_backup()
     world.assert_restores()
 
