@@ -319,7 +319,7 @@ def change_source(source: Path, dice: random.Random, *, files: int, size_bytes: 
 def kill_during_backup(world: World, dice: random.Random, *, within_s: float) -> int:
     """Start a backup, kill one program at a random moment of it, and start it again; return how many kills that were.
 
-    A backup that only waits then (the gateway tells it to come back in half a minute) is the second victim.
+    A backup that only waits then (the gateway tells it to come back in up to 15 s) is the second victim.
     """
     victim = dice.choice(VICTIMS)
     # A slow line stretches the transfer, so that many kills fall into it.
