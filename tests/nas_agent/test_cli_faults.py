@@ -150,10 +150,10 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(nas: Nas, source: Path, t
 
 def test_interrupted_by_hand_it_says_so_and_ends_at_once(nas: Nas, source: Path, tmp_path: Path) -> None:
     (source / "large").write_bytes(random.Random(9).randbytes(60_000_000))
-    command = [sys.executable, "-m", "nas_agent.cli", "backup", str(source), "--to", nas.target, "--quiet"]
-    run = subprocess.Popen(
-        [*command, "--state", str(tmp_path / "state")], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE
-    )
+    # Tests that run in the background have SIGINT ignored, and their children inherit that.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "nas_agent.cli"]
+    words = ["backup", str(source), "--to", nas.target, "--quiet", "--state", str(tmp_path / "state")]
+    run = subprocess.Popen([*command, *words], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
     while run.poll() is None and _stored_bytes(nas) < 8_000_000:
         time.sleep(0.002)
     run.send_signal(signal.SIGINT)
